@@ -1,0 +1,290 @@
+//! The validated configuration: what the rest of the gateway may rely on without checking again.
+//!
+//! `raw.rs` mirrors the file; `TryFrom` turns it into a [`Config`] once, collecting every error with its place.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::HeaderName;
+use url::Url;
+
+use crate::policy::{Roles, RoutePolicy};
+use crate::secret::Secret;
+
+/// Everything the gateway was told.
+pub struct Config {
+    pub listen: Listen,
+    pub admin: Option<Admin>,
+    pub telemetry: Telemetry,
+    pub state: State,
+    /// In the order of the file: the order of `authorization_servers`.
+    pub identities: Vec<Arc<Identity>>,
+    /// Role definitions, evaluated once a principal.
+    pub roles: Arc<Roles>,
+    pub routes: Vec<Arc<Route>>,
+}
+
+/// Where clients arrive.
+pub struct Listen {
+    pub address: SocketAddr,
+    /// Scheme and authority, without a trailing slash: what every URL shown to clients starts with.
+    /// `None` only on loopback, where it is built from the bound address.
+    pub public_url: Option<String>,
+    pub tls: Option<ServerTls>,
+    pub limits: ListenLimits,
+    /// Hosts accepted besides `public_url`'s and loopback names when bound to loopback; lower case, without a port.
+    pub allowed_hosts: Vec<String>,
+    /// Browser origins, `scheme://host[:port]`, lower case.
+    pub allowed_origins: Vec<String>,
+}
+
+/// PEM files of the listener's certificate chain and key.
+pub struct ServerTls {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// Bounds on what a connection may take before a request exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenLimits {
+    pub connections: usize,
+    pub handshake_timeout: Duration,
+    pub header_timeout: Duration,
+    /// For the whole request body.
+    pub body_timeout: Duration,
+    /// Bytes of a request's header section.
+    pub headers: usize,
+}
+
+impl Default for ListenLimits {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            handshake_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            headers: 64 * 1024,
+        }
+    }
+}
+
+/// The port for operators.
+pub struct Admin {
+    pub address: SocketAddr,
+    /// Needed for `/status` off loopback.
+    pub token: Option<Secret>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Telemetry {
+    pub log: Log,
+    pub audit: Audit,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    pub format: LogFormat,
+    /// A `tracing` filter directive, such as `info` or `portcullis=debug,info`.
+    pub level: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audit {
+    pub sink: AuditSink,
+    pub on_failure: OnAuditFailure,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AuditSink {
+    Stdout,
+    Stderr,
+    File(PathBuf),
+}
+
+/// What happens to requests when the audit sink stalls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnAuditFailure {
+    /// 503 after one second.
+    Refuse,
+    /// The line is dropped and counted.
+    Drop,
+}
+
+/// What must outlive the process.
+pub struct State {
+    pub directory: PathBuf,
+    /// The first seals, all open. Empty: a key is made and kept in `directory`.
+    pub seal_keys: Vec<SealKey>,
+}
+
+/// 32 bytes of key material, base64 in the file.
+#[derive(Clone)]
+pub struct SealKey(pub zeroize::Zeroizing<[u8; 32]>);
+
+/// One issuer who may vouch for callers.
+pub struct Identity {
+    pub name: Arc<str>,
+    /// Compared byte for byte with `iss`.
+    pub issuer: String,
+    pub keys: KeySource,
+    pub algorithms: Vec<jsonwebtoken::Algorithm>,
+    /// Accepted besides the route's resource URL.
+    pub audiences: Vec<String>,
+    pub claims: ClaimPaths,
+    /// PEM bundle trusted for this issuer's TLS, instead of the system's roots.
+    pub ca: Option<PathBuf>,
+    /// Scope hierarchy: a scope and what it implies (closed transitively when a principal is made).
+    pub implies: BTreeMap<String, Vec<String>>,
+    pub scope_upgrade_endpoint: Option<String>,
+}
+
+/// Where an identity's verification keys come from.
+pub enum KeySource {
+    /// RFC 8414, then OpenID Connect discovery, from the issuer.
+    Discovery,
+    JwksUri(Url),
+    JwksFile(PathBuf),
+    /// HS256 with a secret of at least 32 bytes; no call to the issuer.
+    SharedSecret(Secret),
+}
+
+/// Where a principal's attributes stand in the claims; each a dotted path, the first that exists wins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimPaths {
+    pub subject: Vec<String>,
+    pub scopes: Vec<String>,
+    pub roles: Vec<String>,
+    pub groups: Vec<String>,
+    pub client: Vec<String>,
+}
+
+impl Default for ClaimPaths {
+    fn default() -> Self {
+        let paths = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+        Self {
+            subject: paths(&["sub"]),
+            scopes: paths(&["scope", "scp"]),
+            roles: paths(&["roles"]),
+            groups: paths(&["groups"]),
+            client: paths(&["client_id", "azp"]),
+        }
+    }
+}
+
+/// One public MCP endpoint.
+pub struct Route {
+    pub name: Arc<str>,
+    /// Begins with `/`, has no trailing slash unless it is `/`.
+    pub path: String,
+    /// Empty only when `anonymous`.
+    pub identities: Vec<Arc<Identity>>,
+    /// Requests without a token are let in as nobody; a bad token is still a 401.
+    pub anonymous: bool,
+    pub upstream: Upstream,
+    pub credential: Credential,
+    /// Scopes needed for anything, rules, budget, extension methods.
+    pub policy: RoutePolicy,
+    /// Bytes of a request body.
+    pub body_limit: usize,
+    pub denials: Denials,
+    /// HTTP+SSE messages may come without their bearer (r04).
+    pub bearerless_messages: bool,
+}
+
+/// The servers behind a route.
+pub struct Upstream {
+    /// At least one; absolute http or https.
+    pub urls: Vec<Url>,
+    pub transport: Transport,
+    pub balance: Balance,
+    pub health: Option<Health>,
+    /// PEM bundle trusted instead of the system's roots.
+    pub ca: Option<PathBuf>,
+    pub client_certificate: Option<PathBuf>,
+    pub client_key: Option<PathBuf>,
+    pub connect_timeout: Duration,
+    /// Until the response head; `None` waits for ever, as hours-long calls may.
+    pub response_timeout: Option<Duration>,
+    /// Between two frames of a response body.
+    pub idle_timeout: Duration,
+    /// Request headers forwarded besides the fixed allow-list.
+    pub forward_headers: Vec<HeaderName>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Auto,
+    StreamableHttp,
+    Sse,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    RoundRobin,
+    Random,
+    /// By principal.
+    Sticky,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    pub check: HealthCheck,
+    pub interval: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HealthCheck {
+    Tcp,
+    /// A GET of this path and query must answer 2xx.
+    Http(String),
+}
+
+/// The one credential that leaves towards an upstream.
+pub enum Credential {
+    None,
+    Bearer(Secret),
+    Header { name: HeaderName, value: Secret },
+    Basic { username: String, password: Secret },
+    Exchange(Exchange),
+}
+
+/// RFC 8693 token exchange.
+pub struct Exchange {
+    pub token_endpoint: Url,
+    pub client_id: String,
+    pub client_secret: Secret,
+    pub client_auth: ClientAuth,
+    pub audience: Option<String>,
+    pub resource: Option<String>,
+    /// None sent when empty.
+    pub scopes: Vec<String>,
+    /// PEM bundle trusted instead of the system's roots.
+    pub ca: Option<PathBuf>,
+}
+
+/// RFC 6749 section 2.3.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAuth {
+    Basic,
+    Post,
+}
+
+/// The form a policy or upstream refusal takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denials {
+    /// The form the client's era survives.
+    Auto,
+    /// Always an HTTP status.
+    Status,
+    /// A tool result with `isError: true`.
+    InBand,
+}
