@@ -12,7 +12,7 @@
 //! | well-known documents | [`metadata`] | where clients learn who issues tokens; before authentication |
 //! | path to route | [`route`] | which MCP endpoint is meant |
 //! | bearer to principal | [`authn`] | who is calling, or a 401 with a challenge |
-//! | body to call | [`mcp`] | what is asked: JSON-RPC envelope, era, header agreement |
+//! | body to call | [`call`], [`mcp`] | what is asked: JSON-RPC envelope, era, header agreement |
 //! | session | [`session`] | whether the sealed session is this principal's |
 //! | principal × route × call | [`policy`] | a [`policy::Permit`], or a refusal; nothing below runs without one |
 //! | permit to credential | [`credential`] | the one credential that leaves |
@@ -24,6 +24,7 @@
 
 pub mod admin;
 pub mod authn;
+pub mod call;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -1,1 +1,115 @@
-//! (skeleton)
+//! Path to route: which MCP endpoint a request means.
+//!
+//! 1. `{path}` and `{path}/` are the MCP endpoint; `{path}/messages` takes HTTP+SSE messages where the upstream may
+//!    speak that transport.
+//! 2. Paths compare byte for byte: no decoding, no dot segments, no case folding. What isn't a route's path is 404.
+
+use std::sync::Arc;
+
+use http::Request;
+
+use crate::authn::RouteAuth;
+use crate::config;
+use crate::credential::CredentialSource;
+use crate::edge::{Check, Journey, Rejection};
+use crate::telemetry::RouteMetrics;
+use crate::upstream::Upstream;
+
+/// One public MCP endpoint, running.
+pub struct Route {
+    pub config: Arc<config::Route>,
+    /// `public_url` + path: the RFC 8707 resource, and what tokens are for.
+    pub resource: String,
+    pub auth: RouteAuth,
+    /// Where this route's RFC 9728 document is, when it has an issuer.
+    pub resource_metadata: Option<String>,
+    /// `scopes_supported`, for challenges.
+    pub challenge_scopes: Vec<String>,
+    pub upstream: Arc<Upstream>,
+    pub credential: CredentialSource,
+    pub metrics: Arc<RouteMetrics>,
+}
+
+impl std::fmt::Debug for Route {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Route")
+            .field("name", &self.config.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Route {
+    /// The route's name, a metric label.
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Where HTTP+SSE clients post: `{path}/messages` under the public URL.
+    pub fn messages_url(&self) -> String {
+        format!("{}/messages", self.resource.trim_end_matches('/'))
+    }
+}
+
+/// Which door of a route a request came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// The MCP endpoint.
+    Mcp,
+    /// HTTP+SSE's messages.
+    Messages,
+}
+
+/// A request whose route is known.
+#[derive(Debug)]
+pub struct Routed<B> {
+    pub journey: Arc<Journey>,
+    pub route: Arc<Route>,
+    pub door: Door,
+    pub request: Request<B>,
+}
+
+/// Finds routes by path.
+#[derive(Debug)]
+pub struct Router {
+    /// A gateway has a handful of routes: a scan beats hashing.
+    routes: Vec<Arc<Route>>,
+}
+
+impl Router {
+    /// A router over these routes.
+    pub fn new(routes: Vec<Arc<Route>>) -> Self {
+        Self { routes }
+    }
+
+    fn find(&self, path: &str) -> Option<(&Arc<Route>, Door)> {
+        self.routes.iter().find_map(|route| {
+            let base = route.config.path.trim_end_matches('/');
+            let door = match path.strip_prefix(base)? {
+                "" | "/" => Door::Mcp,
+                "/messages" if route.config.upstream.transport != config::Transport::StreamableHttp => Door::Messages,
+                _ => return None,
+            };
+            Some((route, door))
+        })
+    }
+}
+
+impl<B: Send + 'static> Check<Request<B>> for Router {
+    type Passed = Routed<B>;
+
+    async fn check(&self, request: Request<B>) -> Result<Routed<B>, Rejection> {
+        let (route, door) = self.find(request.uri().path()).ok_or(Rejection::NotFound)?;
+        let journey = request
+            .extensions()
+            .get::<Arc<Journey>>()
+            .cloned()
+            .unwrap_or_else(Journey::begin);
+        let _ = journey.route.set(route.clone());
+        Ok(Routed {
+            journey,
+            route: route.clone(),
+            door,
+            request,
+        })
+    }
+}

@@ -1,1 +1,93 @@
-//! (skeleton)
+//! The layers of a request, in the order it meets them. Nothing else stacks layers.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tower::{Service, ServiceBuilder};
+
+use crate::authn::{Authenticator, AuthnCheck};
+use crate::call::Intake;
+use crate::clock::Clock;
+use crate::credential::CredentialCheck;
+use crate::edge::access::AccessLayer;
+use crate::edge::guard::{HostCheck, OriginLayer};
+use crate::edge::rescue::RescueLayer;
+use crate::edge::{Body, CheckLayer};
+use crate::metadata::WellKnownLayer;
+use crate::policy::PolicyCheck;
+use crate::reply::{AuditCheck, Forward, Shared};
+use crate::route::{Route, Router};
+use crate::session::{Sealer, SessionCheck, Streams};
+use crate::telemetry::{Audit, Metrics};
+
+/// What the layers are made of.
+pub struct Parts {
+    pub metrics: Arc<Metrics>,
+    pub audit: Audit,
+    /// Lower case, without a port.
+    pub hosts: Vec<String>,
+    pub origins: Vec<String>,
+    pub well_known: WellKnownLayer,
+    pub routes: Vec<Arc<Route>>,
+    pub authenticator: Arc<Authenticator>,
+    pub sealer: Arc<Sealer>,
+    pub streams: Arc<Streams>,
+    pub clock: Clock,
+    pub body_timeout: Duration,
+}
+
+/// Stacks the layers.
+pub fn stack(
+    parts: Parts,
+) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
++ Clone
++ Send
++ 'static {
+    let Parts {
+        metrics,
+        audit,
+        hosts,
+        origins,
+        well_known,
+        routes,
+        authenticator,
+        sealer,
+        streams,
+        clock,
+        body_timeout,
+    } = parts;
+    ServiceBuilder::new()
+        // Outermost, so that whatever happens has a request id, a line in the log and a count.
+        .layer(AccessLayer::new(metrics))
+        // Every failure below ends here; above it there are only responses.
+        .layer(RescueLayer::new(audit.clone()))
+        // A request for somebody else's host is not ours to answer, not even with public documents.
+        .layer(CheckLayer::new(HostCheck::new(hosts)))
+        // Clients read these to learn how to authenticate, and browsers from any page: before Origin and bearer.
+        .layer(well_known)
+        // Preflights carry no token, so they are answered before anyone is asked for one.
+        .layer(OriginLayer::new(origins))
+        // Everything from here on is a route's to decide.
+        .layer(CheckLayer::new(Router::new(routes)))
+        // Nothing of the body is read for a stranger.
+        .layer(CheckLayer::new(AuthnCheck {
+            authenticator,
+            sealer: sealer.clone(),
+            streams: streams.clone(),
+            clock: clock.clone(),
+        }))
+        // The message is read once, bounded and strictly.
+        .layer(CheckLayer::new(Intake { body_timeout }))
+        // A session is only as good as the principal it was sealed for.
+        .layer(CheckLayer::new(SessionCheck { sealer: sealer.clone() }))
+        // Makes the permit that everything below demands.
+        .layer(CheckLayer::new(PolicyCheck { clock: clock.clone() }))
+        // A decision that can't be audited isn't carried out.
+        .layer(CheckLayer::new(AuditCheck { audit }))
+        // One credential leaves, and only with a permit.
+        .layer(CheckLayer::new(CredentialCheck))
+        .service(Forward::new(Shared { sealer, streams, clock }))
+}

@@ -1,5 +1,345 @@
 //! Bearer tokens become principals, or a 401 with a challenge.
+//!
+//! 1. One way in: `Authorization: Bearer` ([`bearer`]). Without it a route that says `anonymous` lets nobody in by that
+//!    name; a token that is no good is refused there too.
+//! 2. `iss`, unverified, picks among the route's identities; the identity's keys, by `kid`, then say whether it is true.
+//!    No token is believed because of what it says about its own verification.
+//! 3. A signature is checked once a token, audience, times, identity and key set on every request.
+//! 4. The token is at fault (401), or the issuer is (503): an unreachable key set never looks like a bad token (r43).
+//!
+//! Keys are fetched in the background ([`Authenticator::spawn_refresh`]); a request that comes before them waits a little.
 
+pub mod bearer;
+mod cache;
+pub mod challenge;
+mod check;
+mod claims;
+mod discovery;
+mod error;
+mod fetch;
+mod jwks;
+mod keys;
 mod principal;
+mod strict_json;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod verify;
 
+use std::sync::{Arc, OnceLock};
+
+use http::HeaderMap;
+use tokio::task::JoinSet;
+
+pub use challenge::Challenge;
+pub use check::{AuthnCheck, Known};
+pub use error::{AuthnError, SetupError, TokenFault};
 pub use principal::Principal;
+
+use crate::clock::Clock;
+use crate::config::Identity;
+use crate::policy::Roles;
+use crate::secret::Secret;
+use cache::TokenCache;
+use keys::KeyRing;
+use verify::{Token, Verified};
+
+/// What a route demands of its callers' tokens.
+#[derive(Clone, Debug)]
+pub struct RouteAuth {
+    /// The route's name, for metrics.
+    pub route: Arc<str>,
+    /// Names of the identities who may vouch here.
+    pub identities: Vec<Arc<str>>,
+    /// Requests without a token are let in as nobody; a bad token is still refused.
+    pub anonymous: bool,
+    /// `public_url` + path: the audience tokens must be for (RFC 8707).
+    pub resource: String,
+}
+
+/// A caller whose token was checked.
+pub struct Authenticated {
+    pub principal: Arc<Principal>,
+    /// The token itself, for exchange only; `None` for nobody.
+    pub token: Option<Secret>,
+}
+
+/// What happened, for metrics. The labels are bounded: routes, identities and reasons are fixed sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthEvent<'a> {
+    /// A request was let in (`reason` is `ok` or `anonymous`) or not; `identity` is empty when none could vouch.
+    Validated {
+        route: &'a str,
+        identity: &'a str,
+        ok: bool,
+        reason: &'static str,
+    },
+    /// An issuer's keys were fetched, or not.
+    JwksRefresh {
+        identity: &'a str,
+        ok: bool,
+    },
+    CacheHit,
+    CacheMiss,
+}
+
+/// Where [`AuthEvent`]s go.
+pub type AuthEvents = Arc<dyn Fn(AuthEvent<'_>) + Send + Sync>;
+
+/// An identity's keys, for operators.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyState {
+    pub identity: Arc<str>,
+    /// Usable ones.
+    pub keys: usize,
+    /// Seconds since the issuer last confirmed them; `None` when it never did.
+    pub age: Option<u64>,
+    pub last_error: Option<String>,
+}
+
+/// Checks the bearer tokens of every route.
+pub struct Authenticator {
+    vouchers: Vec<Voucher>,
+    roles: Arc<Roles>,
+    clock: Clock,
+    events: AuthEvents,
+    cache: TokenCache,
+    nobody: Arc<Principal>,
+}
+
+/// One identity with its keys.
+struct Voucher {
+    identity: Arc<Identity>,
+    keys: Arc<KeyRing>,
+}
+
+/// A refusal, and whom it is counted under.
+struct Refusal {
+    identity: Option<Arc<str>>,
+    error: AuthnError,
+}
+
+impl Refusal {
+    fn nobodys(error: impl Into<AuthnError>) -> Self {
+        Self {
+            identity: None,
+            error: error.into(),
+        }
+    }
+}
+
+impl Authenticator {
+    /// Builds one TLS client an identity and reads key and CA files; no request is made yet.
+    ///
+    /// # Errors
+    /// When a file can't be read or used, or an issuer's address is one that is never asked.
+    pub fn new(
+        identities: &[Arc<Identity>],
+        roles: Arc<Roles>,
+        clock: Clock,
+        events: AuthEvents,
+    ) -> Result<Arc<Self>, SetupError> {
+        let system_roots = OnceLock::new();
+        let system_roots = || system_roots.get_or_init(fetch::system_roots).clone();
+        let vouchers = identities
+            .iter()
+            .map(|identity| {
+                Ok(Voucher {
+                    identity: identity.clone(),
+                    keys: KeyRing::new(identity, system_roots, clock.clone(), events.clone())?,
+                })
+            })
+            .collect::<Result<_, SetupError>>()?;
+        Ok(Arc::new(Self {
+            vouchers,
+            roles,
+            clock,
+            events,
+            cache: TokenCache::new(),
+            nobody: Arc::new(Principal::anonymous()),
+        }))
+    }
+
+    /// Keeps every identity's keys fresh until the set is dropped. An issuer that is down is asked again, ever later.
+    pub fn spawn_refresh(self: &Arc<Self>) -> JoinSet<()> {
+        self.vouchers
+            .iter()
+            .map(|voucher| voucher.keys.clone().keep_fresh())
+            .collect()
+    }
+
+    /// Who is calling.
+    ///
+    /// # Errors
+    /// No token, a bad one, or keys that can't be had within 5 s.
+    pub async fn authenticate(&self, route: &RouteAuth, headers: &HeaderMap) -> Result<Authenticated, AuthnError> {
+        let result = self.decide(route, headers).await;
+        let (identity, ok, reason) = match &result {
+            Ok(caller) => match &caller.principal.identity {
+                Some(identity) => (&**identity, true, "ok"),
+                None => ("", true, "anonymous"),
+            },
+            Err(refusal) => (
+                refusal.identity.as_deref().unwrap_or_default(),
+                false,
+                refusal.error.reason(),
+            ),
+        };
+        (self.events)(AuthEvent::Validated {
+            route: &route.route,
+            identity,
+            ok,
+            reason,
+        });
+        result.map_err(|refusal| refusal.error)
+    }
+
+    /// Whether tokens of this identity can be checked now.
+    pub fn keys_usable(&self, identity: &str) -> bool {
+        self.vouchers
+            .iter()
+            .find(|voucher| *voucher.identity.name == *identity)
+            .and_then(|voucher| voucher.keys.usable())
+            .is_some_and(|fetched| fetched.keys.len() > 0)
+    }
+
+    /// Every identity's keys, in the order of the configuration.
+    pub fn state(&self) -> Vec<KeyState> {
+        self.vouchers
+            .iter()
+            .map(|voucher| {
+                let (keys, age, last_error) = voucher.keys.state();
+                KeyState {
+                    identity: voucher.identity.name.clone(),
+                    keys,
+                    age,
+                    last_error,
+                }
+            })
+            .collect()
+    }
+
+    async fn decide(&self, route: &RouteAuth, headers: &HeaderMap) -> Result<Authenticated, Refusal> {
+        let token = bearer::bearer(headers)
+            .map_err(|bearer::Malformed| Refusal::nobodys(AuthnError::MissingToken { malformed: true }))?;
+        let Some(token) = token else {
+            if route.anonymous {
+                return Ok(Authenticated {
+                    principal: self.nobody.clone(),
+                    token: None,
+                });
+            }
+            return Err(Refusal::nobodys(AuthnError::MissingToken { malformed: false }));
+        };
+        let (index, verified) = self.verified(route, token).await?;
+        let identity = &self.vouchers[index].identity;
+        verified
+            .check(identity, route, self.clock.now())
+            .map_err(|fault| Refusal {
+                identity: Some(identity.name.clone()),
+                error: fault.into(),
+            })?;
+        Ok(Authenticated {
+            principal: verified.principal.clone(),
+            token: Some(Secret::new(token)),
+        })
+    }
+
+    /// The token with an identity of this route that vouches for it.
+    async fn verified(&self, route: &RouteAuth, token: &str) -> Result<(usize, Arc<Verified>), Refusal> {
+        let hash = TokenCache::hash(token);
+        if let Some(entry) = self.cache.get(&hash, self.clock.now()) {
+            let voucher = &self.vouchers[entry.identity];
+            if route.identities.contains(&voucher.identity.name) && voucher.keys.confirms(entry.verified.generation) {
+                (self.events)(AuthEvent::CacheHit);
+                return Ok((entry.identity, entry.verified));
+            }
+        }
+        (self.events)(AuthEvent::CacheMiss);
+        let (index, verified) = self.verify(route, token).await?;
+        let verified = Arc::new(verified);
+        if self.clock.now() < verified.expires {
+            self.cache.put(hash, index, verified.clone(), token.len());
+        }
+        Ok((index, verified))
+    }
+
+    /// Asks the route's identities by that issuer, in the route's order.
+    async fn verify(&self, route: &RouteAuth, text: &str) -> Result<(usize, Verified), Refusal> {
+        let token = Token::parse(text).map_err(Refusal::nobodys)?;
+        let issuer = token.issuer().ok_or_else(|| Refusal::nobodys(TokenFault::Issuer))?;
+        let mut refusal = Refusal::nobodys(TokenFault::Issuer);
+        let mut vouching = None;
+        for name in &route.identities {
+            let found = self.vouchers.iter().position(|voucher| voucher.identity.name == *name);
+            let Some(index) = found else { continue };
+            let voucher = &self.vouchers[index];
+            if voucher.identity.issuer != issuer {
+                continue;
+            }
+            match voucher.vouches(&token).await {
+                Ok(generation) => {
+                    vouching = Some((index, generation));
+                    break;
+                }
+                // As long as one who could vouch can't be asked, the token isn't to blame.
+                Err(_) if matches!(refusal.error, AuthnError::KeysUnavailable { .. }) => {}
+                Err(error) => {
+                    refusal = Refusal {
+                        identity: Some(voucher.identity.name.clone()),
+                        error,
+                    };
+                }
+            }
+        }
+        let Some((index, generation)) = vouching else {
+            return Err(refusal);
+        };
+        let identity = &self.vouchers[index].identity;
+        let mut verified = token
+            .into_verified(identity, generation, self.clock.now())
+            .map_err(|fault| Refusal {
+                identity: Some(identity.name.clone()),
+                error: fault.into(),
+            })?;
+        let principal = Arc::get_mut(&mut verified.principal).expect("a new principal has one owner");
+        principal.granted = self.roles.of(principal);
+        Ok((index, verified))
+    }
+}
+
+impl Voucher {
+    /// Whether one of the identity's keys signed the token; the generation of the key set that says so.
+    async fn vouches(&self, token: &Token<'_>) -> Result<u64, AuthnError> {
+        if !verify::allows(&self.identity, token.algorithm) {
+            return Err(TokenFault::Algorithm.into());
+        }
+        let unavailable = || AuthnError::KeysUnavailable {
+            identity: self.identity.name.clone(),
+        };
+        let kid = token.kid.as_deref();
+        let first = self.keys.wait_usable().await.ok_or_else(unavailable)?;
+        if !first.keys.knows(kid) || first.keys.len() == 0 {
+            self.keys.wait_newer().await;
+        }
+        let generation = self.keys.generation();
+        let fetched = self.keys.usable().ok_or_else(unavailable)?;
+        let keys = &fetched.keys;
+        if keys.len() == 0 {
+            return Err(TokenFault::EmptyKeySet.into());
+        }
+        if !keys.knows(kid) {
+            return Err(TokenFault::UnknownKey.into());
+        }
+        let mut candidates = keys.candidates(kid, token.algorithm).peekable();
+        if candidates.peek().is_none() {
+            return Err(TokenFault::Algorithm.into());
+        }
+        if candidates.any(|key| token.is_signed_by(key)) {
+            Ok(generation)
+        } else {
+            Err(TokenFault::Signature.into())
+        }
+    }
+}

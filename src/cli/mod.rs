@@ -1,6 +1,49 @@
-//! The commands, one file each.
+//! The commands, one file each. Data goes to stdout, talk to stderr; exit codes are 0 good, 1 failed, 2 misused.
 
-/// Runs the command line; returns the process's exit code (0 good, 1 failed, 2 misused).
-pub fn run() -> std::process::ExitCode {
-    std::process::ExitCode::from(2)
+mod check;
+pub mod demo;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// One locked gate in front of your MCP servers.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Serve),
+    Demo(demo::Demo),
+    Check(check::Check),
+}
+
+/// Runs the command line.
+pub fn run() -> ExitCode {
+    let command = Cli::parse().command;
+    // One crypto library, chosen before anything can choose another.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        eprintln!("another TLS provider was installed before ours; this is a bug");
+        return ExitCode::FAILURE;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = match command {
+        Command::Serve(serve) => runtime.block_on(serve.run()),
+        Command::Demo(demo) => runtime.block_on(demo.run()),
+        Command::Check(check) => check.run(),
+    };
+    // A command that has ended has said all it had to: nothing is waited for here.
+    runtime.shutdown_background();
+    code
 }

@@ -1,6 +1,15 @@
 //! The validated configuration: what the rest of the gateway may rely on without checking again.
 //!
-//! `raw.rs` mirrors the file; `TryFrom` turns it into a [`Config`] once, collecting every error with its place.
+//! `tree.rs` reads YAML with places and interpolates, `raw.rs` reads that key by key and describes itself as a JSON Schema,
+//! `load.rs` makes a [`Config`] of it once, collecting every error.
+
+mod diagnostic;
+mod load;
+mod raw;
+mod tree;
+
+pub use diagnostic::{Diagnostic, Diagnostics, Place};
+pub use load::Loaded;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -1,1 +1,289 @@
-//! (skeleton)
+//! Which credential leaves towards the upstream: exactly one, and never the caller's token.
+//!
+//! 1. Nothing is obtained without a [`Permit`]: a forged token never reaches a token endpoint (r41).
+//! 2. Fixed credentials are built once; an exchanged one belongs to the caller's token and dies with it.
+//! 3. Whatever goes wrong, there is no credential and no request: never a fall-back (r39).
+
+mod cache;
+mod check;
+mod exchange;
+#[cfg(test)]
+mod fake_issuer;
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use zeroize::Zeroizing;
+
+use crate::authn::Principal;
+use crate::clock::Clock;
+use crate::config::Credential;
+use crate::policy::Permit;
+use crate::secret::Secret;
+use crate::telemetry::Metrics;
+
+use cache::Exchanged;
+pub use check::{CredentialCheck, Funded};
+
+/// What one request carries to the upstream. Has no `Debug`: it is a secret.
+#[derive(Clone)]
+pub struct OutboundCredential {
+    /// `None`: the request goes without. The value is marked sensitive.
+    pub(crate) header: Option<(HeaderName, HeaderValue)>,
+    /// For the audit line: `none`, `bearer`, `header`, `basic` or `exchange`.
+    pub kind: &'static str,
+}
+
+impl OutboundCredential {
+    /// Puts the credential on a request, in place of whatever stood under that name.
+    pub fn apply(self, headers: &mut HeaderMap) {
+        if let Some((name, value)) = self.header {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// Why there is no credential, and so no request; all of them are 50201 (HTTP 502) to the client. The texts hold no
+/// token and nothing that the issuer chose.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CredentialError {
+    /// Nobody's token can't be exchanged.
+    #[error("the route exchanges the caller's token, and the caller came without one")]
+    NoSubject,
+    /// The issuer said no (4xx), with one of the registered error codes or `other`.
+    #[error("the token endpoint refused the exchange: {error}")]
+    Rejected { error: &'static str },
+    /// No answer: refused, timed out, TLS, or a 5xx.
+    #[error("the token endpoint can't be reached: {0}")]
+    Unreachable(&'static str),
+    /// An answer that can't be used.
+    #[error("the token endpoint's answer can't be used: {0}")]
+    Malformed(&'static str),
+}
+
+impl CredentialError {
+    /// A bounded label for metrics and the audit line.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoSubject => "no_subject",
+            Self::Rejected { error } => error,
+            Self::Unreachable(_) => "unreachable",
+            Self::Malformed(_) => "malformed",
+        }
+    }
+}
+
+/// Why a route's credential can't be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A configured value holds what a header can't.
+    #[error("routes.{route}.credential: the value can't stand in a header")]
+    Header { route: String },
+    /// r26: OAuth goes over TLS, save on loopback.
+    #[error("routes.{route}.credential.exchange.token_endpoint: https is needed off loopback")]
+    Insecure { route: String },
+    #[error("routes.{route}.credential.exchange.ca: {cause}")]
+    Ca { route: String, cause: String },
+    #[error("routes.{route}.credential.exchange: {cause}")]
+    Client { route: String, cause: String },
+}
+
+/// Where one route's credentials come from. Has no `Debug`: it holds secrets.
+pub struct CredentialSource(Source);
+
+enum Source {
+    Fixed {
+        header: Option<(HeaderName, HeaderValue)>,
+        kind: &'static str,
+    },
+    Exchange(Box<Exchanged>),
+}
+
+impl CredentialSource {
+    /// Prepares a route's credential; call it inside a Tokio runtime.
+    ///
+    /// # Errors
+    /// A value that can't be a header, an insecure token endpoint, or a CA bundle that can't be read.
+    pub fn new(route: &str, credential: &Credential, clock: Clock, metrics: &Arc<Metrics>) -> Result<Self, SetupError> {
+        let sensitive = |text: &str| {
+            let mut value = HeaderValue::from_str(text).map_err(|_| SetupError::Header {
+                route: route.to_owned(),
+            })?;
+            value.set_sensitive(true);
+            Ok(value)
+        };
+        let (header, kind) = match credential {
+            Credential::None => (None, "none"),
+            Credential::Bearer(token) => {
+                let text = Zeroizing::new(format!("Bearer {}", token.expose()));
+                (Some((AUTHORIZATION, sensitive(&text)?)), "bearer")
+            }
+            Credential::Header { name, value } => (Some((name.clone(), sensitive(value.expose())?)), "header"),
+            Credential::Basic { username, password } => {
+                // RFC 7617 section 2: a colon ends the name, and base64 would carry control characters past any check.
+                let ambiguous = |character: char| character == ':' || character.is_control();
+                if username.contains(ambiguous) || password.expose().contains(char::is_control) {
+                    return Err(SetupError::Header {
+                        route: route.to_owned(),
+                    });
+                }
+                let pair = Zeroizing::new(format!("{username}:{}", password.expose()));
+                let text = Zeroizing::new(format!("Basic {}", STANDARD.encode(pair.as_bytes())));
+                (Some((AUTHORIZATION, sensitive(&text)?)), "basic")
+            }
+            Credential::Exchange(exchange) => {
+                let exchanged = Exchanged::new(route, exchange, clock, metrics)?;
+                return Ok(Self(Source::Exchange(Box::new(exchanged))));
+            }
+        };
+        Ok(Self(Source::Fixed { header, kind }))
+    }
+
+    /// The credential for one permitted request. `subject` is the bearer that made the permit's principal.
+    ///
+    /// # Errors
+    /// See [`CredentialError`]; the request must then not be sent.
+    pub async fn obtain(
+        &self,
+        permit: &Permit,
+        subject: Option<&Secret>,
+    ) -> Result<OutboundCredential, CredentialError> {
+        self.obtain_for(permit.principal(), subject).await
+    }
+
+    async fn obtain_for(
+        &self,
+        principal: &Principal,
+        subject: Option<&Secret>,
+    ) -> Result<OutboundCredential, CredentialError> {
+        match &self.0 {
+            Source::Fixed { header, kind } => Ok(OutboundCredential {
+                header: header.clone(),
+                kind,
+            }),
+            Source::Exchange(exchanged) => {
+                let subject = subject
+                    .filter(|_| !principal.is_anonymous())
+                    .ok_or(CredentialError::NoSubject)?;
+                let value = exchanged.obtain(subject, principal.expires).await?;
+                Ok(OutboundCredential {
+                    header: Some((AUTHORIZATION, value)),
+                    kind: "exchange",
+                })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn fixed(credential: Credential) -> OutboundCredential {
+        let source = CredentialSource::new("notes", &credential, Clock::system(), &Metrics::new()).unwrap();
+        let subject = Secret::new("callers-token");
+        source
+            .obtain_for(&Principal::anonymous(), Some(&subject))
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn fixed_credentials_are_one_sensitive_header() {
+        let cases: [(Credential, &str, &str, &str); 3] = [
+            (
+                Credential::Bearer(Secret::new("abc")),
+                "bearer",
+                "authorization",
+                "Bearer abc",
+            ),
+            (
+                Credential::Header {
+                    name: HeaderName::from_static("x-api-key"),
+                    value: Secret::new("k=1"),
+                },
+                "header",
+                "x-api-key",
+                "k=1",
+            ),
+            // The example of RFC 7617 section 2.
+            (
+                Credential::Basic {
+                    username: "Aladdin".to_owned(),
+                    password: Secret::new("open sesame"),
+                },
+                "basic",
+                "authorization",
+                "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==",
+            ),
+        ];
+        for (credential, kind, name, value) in cases {
+            let made = fixed(credential).await;
+            let (made_name, made_value) = made.header.expect("a header");
+            assert_eq!(
+                (made.kind, made_name.as_str(), made_value.to_str().unwrap()),
+                (kind, name, value)
+            );
+            assert!(made_value.is_sensitive());
+        }
+        let none = fixed(Credential::None).await;
+        assert!(none.header.is_none());
+        assert_eq!(none.kind, "none");
+    }
+
+    #[tokio::test]
+    async fn a_value_that_smuggles_a_header_is_refused() {
+        for credential in [
+            Credential::Bearer(Secret::new("abc\r\nx-admin: 1")),
+            Credential::Header {
+                name: HeaderName::from_static("x-api-key"),
+                value: Secret::new("a\nb"),
+            },
+            Credential::Basic {
+                username: "gate:admin".to_owned(),
+                password: Secret::new("abc"),
+            },
+            Credential::Basic {
+                username: "gate".to_owned(),
+                password: Secret::new("abc\n"),
+            },
+        ] {
+            let made = CredentialSource::new("notes", &credential, Clock::system(), &Metrics::new());
+            let error = made.err().expect("refused").to_string();
+            assert!(error.contains("routes.notes") && !error.contains("abc"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobodys_token_is_not_exchanged() {
+        let issuer = fake_issuer::FakeIssuer::start(200, r#"{"access_token":"t"}"#).await;
+        let exchange = Credential::Exchange(issuer.config());
+        let source = CredentialSource::new("nc", &exchange, Clock::fixed(1000), &Metrics::new()).unwrap();
+        let alice = Principal {
+            identity: Some("corp".into()),
+            expires: Some(2000),
+            ..Principal::default()
+        };
+        let subject = Secret::new("callers-token");
+        let cases = [
+            (&Principal::anonymous(), Some(&subject)),
+            (&Principal::anonymous(), None),
+            (&alice, None),
+        ];
+        for (principal, subject) in cases {
+            let refused = source.obtain_for(principal, subject).await;
+            assert_eq!(refused.err(), Some(CredentialError::NoSubject));
+        }
+        assert!(issuer.asked().is_empty());
+        let made = source.obtain_for(&alice, Some(&subject)).await.expect("exchanged");
+        let (name, value) = made.header.expect("a header");
+        assert_eq!(
+            (made.kind, name, value.to_str().unwrap()),
+            ("exchange", AUTHORIZATION, "Bearer t")
+        );
+        assert!(value.is_sensitive());
+    }
+}

@@ -1,1 +1,18 @@
-//! (skeleton)
+//! The edge: what every request meets first and every response last.
+//!
+//! [`access`] names the request and logs it; [`rescue`] turns a [`Rejection`] into what the client gets, and is the only
+//! place that picks a status; [`guard`] checks Host and Origin; [`check`] is the shape of the layers in between.
+
+pub mod access;
+pub mod body;
+pub mod check;
+pub mod drain;
+pub mod guard;
+pub mod journey;
+pub mod rejection;
+pub mod rescue;
+
+pub use body::{Body, BodyError, empty, full};
+pub use check::{Check, CheckLayer};
+pub use journey::{CallNotes, Journey};
+pub use rejection::Rejection;

@@ -1,1 +1,212 @@
-//! (skeleton)
+//! Accept and TLS: who may open a connection, and how long they may take.
+//!
+//! 1. At most `limits.connections` are open; beyond that nobody is accepted until one closes, so that the kernel's
+//!    queue, not our memory, holds the rest.
+//! 2. A handshake and a request's headers have a time and a size; an HTTP/2 peer has bounds on streams, resets and
+//!    header lists.
+//! 3. Told to stop, it accepts nobody, lets calls finish for a grace period and then closes.
+
+mod tls;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tower::Service;
+
+use crate::config::{self, ListenLimits};
+use crate::edge::Body;
+
+/// How much of an unwanted body is read, and for how long.
+const DRAIN_BYTES: usize = 16 * 1024 * 1024;
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// Why the gateway can't listen.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error("cannot listen on {address}: {cause}; stop whatever has the address or change listen.address")]
+    Address { address: SocketAddr, cause: io::Error },
+    #[error("tls: cannot use {path}: {cause}")]
+    Pem { path: String, cause: String },
+    #[error("tls: certificate and key do not work together: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// A bound socket.
+pub struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    limits: ListenLimits,
+}
+
+impl Listener {
+    /// Binds the address and reads the certificate.
+    ///
+    /// # Errors
+    /// When the address is taken or the certificate can't be used.
+    pub async fn bind(config: &config::Listen) -> Result<Self, BindError> {
+        let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
+        let at = |cause| BindError::Address {
+            address: config.address,
+            cause,
+        };
+        let socket = TcpListener::bind(config.address).await.map_err(at)?;
+        Ok(Self {
+            address: socket.local_addr().map_err(at)?,
+            socket,
+            tls,
+            limits: config.limits.clone(),
+        })
+    }
+
+    /// The bound address.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown`, then drains for at most `grace`.
+    pub async fn serve<S>(self, service: S, shutdown: CancellationToken, grace: Duration)
+    where
+        S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+    {
+        let places = Arc::new(Semaphore::new(self.limits.connections));
+        let graceful = GracefulShutdown::new();
+        let protocol = protocol(&self.limits);
+        // Ends what is left after the grace period, whichever state it is in.
+        let abort = CancellationToken::new();
+        loop {
+            let place = tokio::select! {
+                () = shutdown.cancelled() => break,
+                place = places.clone().acquire_owned() => place.expect("the semaphore is never closed"),
+            };
+            let socket = tokio::select! {
+                () = shutdown.cancelled() => break,
+                accepted = self.socket.accept() => match accepted {
+                    Ok((socket, _)) => socket,
+                    Err(error) => {
+                        // Out of descriptors, most likely: waiting lets some close.
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        continue;
+                    }
+                },
+            };
+            let _ = socket.set_nodelay(true);
+            let connection = Connection {
+                tls: self.tls.clone(),
+                handshake_timeout: self.limits.handshake_timeout,
+                protocol: protocol.clone(),
+                service: service.clone(),
+                watcher: graceful.watcher(),
+            };
+            let abort = abort.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = abort.cancelled() => {}
+                    () = connection.run(socket) => {}
+                }
+                drop(place);
+            });
+        }
+        drop(self.socket);
+        if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
+            tracing::warn!(
+                grace_seconds = grace.as_secs(),
+                "calls were still open after the grace period and are cut"
+            );
+        }
+        abort.cancel();
+    }
+}
+
+struct Connection<S> {
+    tls: Option<TlsAcceptor>,
+    handshake_timeout: Duration,
+    protocol: auto::Builder<TokioExecutor>,
+    service: S,
+    watcher: hyper_util::server::graceful::Watcher,
+}
+
+impl<S> Connection<S>
+where
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    async fn run(mut self, socket: TcpStream) {
+        match self.tls.take() {
+            None => self.serve(socket).await,
+            Some(tls) => match tokio::time::timeout(self.handshake_timeout, tls.accept(socket)).await {
+                Ok(Ok(stream)) => self.serve(stream).await,
+                Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+                Err(_) => tracing::debug!("TLS handshake took too long"),
+            },
+        }
+    }
+
+    async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: I) {
+        let connection = self
+            .protocol
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(self.service))
+            .into_owned();
+        if let Err(error) = self.watcher.watch(connection).await {
+            tracing::debug!(error = &*error, "connection ended with an error");
+        }
+    }
+}
+
+fn protocol(limits: &ListenLimits) -> auto::Builder<TokioExecutor> {
+    let headers = limits.headers.max(8 * 1024);
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .max_buf_size(headers);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(250)
+        .max_header_list_size(u32::try_from(headers).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(20)
+        .max_local_error_reset_streams(100)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(20));
+    builder
+}
+
+/// Reads what is left of a refused request's body, bounded: closing on unread bytes would reset the connection before
+/// the client has read the refusal (RFC 9112 section 9.6).
+pub fn drain(mut body: Incoming) {
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        return;
+    };
+    runtime.spawn(async move {
+        let mut left = DRAIN_BYTES;
+        let reading = async {
+            while let Some(Ok(frame)) = body.frame().await {
+                let length = frame.data_ref().map_or(0, bytes::Bytes::len);
+                match left.checked_sub(length) {
+                    Some(rest) => left = rest,
+                    None => return,
+                }
+            }
+        };
+        let _ = tokio::time::timeout(DRAIN_TIME, reading).await;
+    });
+}

@@ -8,7 +8,7 @@ use bytes::Bytes;
 /// What a POST carried.
 #[derive(Clone, Debug)]
 pub enum Payload {
-    Single(Message),
+    Single(Box<Message>),
     /// Only under 2025-03-26; 1 to 64 members.
     Batch(Vec<Message>),
 }
@@ -17,7 +17,7 @@ impl Payload {
     /// The messages in order.
     pub fn messages(&self) -> &[Message] {
         match self {
-            Self::Single(message) => std::slice::from_ref(message),
+            Self::Single(message) => std::slice::from_ref(&**message),
             Self::Batch(messages) => messages,
         }
     }
@@ -32,7 +32,7 @@ pub enum Kind {
 }
 
 /// A request's id as it stood in the body: a JSON string or number, never null.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Id(pub Bytes);
 
 /// The envelope of one message.
@@ -73,6 +73,8 @@ pub enum Reference {
 pub struct Meta {
     /// `io.modelcontextprotocol/protocolVersion`: its presence makes a message modern.
     pub protocol_version: Option<Box<str>>,
+    /// `params.protocolVersion` of an `initialize` request: what makes it legacy.
+    pub initialize_version: Option<Box<str>>,
     /// Whether `io.modelcontextprotocol/clientCapabilities` is there and an object.
     pub has_client_capabilities: bool,
     pub has_progress_token: bool,

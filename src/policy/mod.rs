@@ -1,22 +1,43 @@
 //! What a principal may do on a route: one decision function for lists and calls.
+//!
+//! Pure: no IO, and the time of day is an argument. [`source`](PolicySource) is what the configuration says, [`Roles`] and
+//! [`RoutePolicy`] are that compiled, [`Decision`] is an answer and [`Permit`] its proof: only this module makes one, and
+//! [`crate::credential`] and [`crate::upstream`] demand it.
+
+mod check;
+mod decide;
+mod glob;
+mod roles;
+mod source;
+mod when;
 
 use std::sync::Arc;
 
+pub use check::{Permitted, PolicyCheck};
+pub use decide::{Decision, Denial, RuleName};
+pub use glob::Glob;
+pub use roles::{RoleSet, Roles};
+pub use source::{Budget, Cut, OnExcess, PathStep, PolicySource, RoleLine, RuleSource, SourceError};
+
 use crate::authn::Principal;
-
-/// Compiled role definitions of the configuration.
-#[derive(Debug, Default)]
-pub struct Roles {}
-
-/// The configured roles a principal has.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RoleSet {}
+use crate::clock::UnixSeconds;
+use crate::mcp::{ListKind, Message, Reference, Target, target};
+use decide::{Arguments, Case, Rules, lacks};
 
 /// Everything a route demands of its callers, compiled.
 #[derive(Debug, Default)]
-pub struct RoutePolicy {}
+pub struct RoutePolicy {
+    roles: Arc<Roles>,
+    /// Sorted.
+    scopes: Vec<String>,
+    tools: Option<Rules>,
+    resources: Option<Rules>,
+    prompts: Option<Rules>,
+    methods: Vec<String>,
+    budget: Option<Budget>,
+}
 
-/// Proof that a decision was made. Only this module makes one; `credential` and `upstream` demand it.
+/// Proof that a decision was made. Only this module makes one.
 #[derive(Clone, Debug)]
 pub struct Permit {
     principal: Arc<Principal>,
@@ -26,5 +47,219 @@ impl Permit {
     /// Whom it was made for.
     pub fn principal(&self) -> &Arc<Principal> {
         &self.principal
+    }
+}
+
+/// The decisions over one POST.
+#[derive(Debug)]
+pub struct Verdict {
+    /// There when at least one message may go on.
+    pub permit: Option<Permit>,
+    /// One a message, in order.
+    pub decisions: Vec<Decision>,
+}
+
+impl RoutePolicy {
+    /// Compiles a route's policy.
+    ///
+    /// # Errors
+    /// Everything in it that is unknown or can never hold.
+    pub fn compile(source: PolicySource, roles: &Arc<Roles>) -> Result<Self, Vec<SourceError>> {
+        let mut errors = Vec::new();
+        let mut rules = |list, sources: Option<Vec<RuleSource>>| {
+            Rules::compile(list, sources?, roles)
+                .map_err(|found| errors.extend(found))
+                .ok()
+        };
+        let tools = rules("tools", source.tools);
+        let resources = rules("resources", source.resources);
+        let prompts = rules("prompts", source.prompts);
+        let mut scopes = source.scopes;
+        scopes.sort();
+        scopes.dedup();
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        Ok(Self {
+            roles: roles.clone(),
+            scopes,
+            tools,
+            resources,
+            prompts,
+            methods: source.methods,
+            budget: source.budget,
+        })
+    }
+
+    /// Decides message by message; what isn't permitted must not be sent (r50).
+    pub fn authorize(
+        &self,
+        principal: &Arc<Principal>,
+        route: &str,
+        messages: &[Message],
+        now: UnixSeconds,
+    ) -> Verdict {
+        let decisions: Vec<Decision> = messages
+            .iter()
+            .map(|message| self.decide(principal, route, message, now))
+            .collect();
+        let permit = decisions.iter().any(Decision::is_allowed).then(|| Permit {
+            principal: principal.clone(),
+        });
+        Verdict { permit, decisions }
+    }
+
+    /// A permit for a stream, or for the end of a session: it needs the route's scopes.
+    ///
+    /// # Errors
+    /// The scopes that are lacking.
+    pub fn permit_stream(&self, principal: &Arc<Principal>) -> Result<Permit, Decision> {
+        match self.open(principal) {
+            Decision::Allowed(_) => Ok(Permit {
+                principal: principal.clone(),
+            }),
+            refused => Err(refused),
+        }
+    }
+
+    /// The decision over one message.
+    pub fn decide(&self, principal: &Principal, route: &str, message: &Message, now: UnixSeconds) -> Decision {
+        let case = |arguments| Case {
+            principal,
+            roles: &self.roles,
+            needed: &self.scopes,
+            route,
+            call: Some(Arguments(arguments)),
+            now,
+        };
+        let by = |rules: &Option<Rules>, name: &str, arguments| match rules {
+            Some(rules) => rules.decide(&case(arguments), name),
+            None => self.open(principal),
+        };
+        match target(message) {
+            Target::Tool { name, arguments } => by(&self.tools, name, arguments),
+            Target::Resource(uri) => by(&self.resources, uri, None),
+            Target::Complete(Reference::Resource(uri)) => by(&self.resources, uri, None),
+            Target::Prompt(name) => by(&self.prompts, name, message.arguments.as_deref()),
+            Target::Complete(Reference::Prompt(name)) => by(&self.prompts, name, None),
+            Target::Listen(uris) => uris
+                .iter()
+                .map(|uri| by(&self.resources, uri, None))
+                .find(|decision| !decision.is_allowed())
+                .unwrap_or_else(|| self.open(principal)),
+            Target::List | Target::Lifecycle => self.open(principal),
+            Target::TaskList if self.restricts() => Decision::Denied(Denial::TaskList),
+            Target::TaskList => self.open(principal),
+            Target::Extension(method) if self.restricts() && !self.methods.iter().any(|known| known == method) => {
+                Decision::Denied(Denial::UnknownMethod)
+            }
+            Target::Extension(_) => self.open(principal),
+            Target::Malformed => Decision::Denied(Denial::Malformed),
+        }
+    }
+
+    /// Whether a list shows this principal an item.
+    pub fn lists(&self, principal: &Principal, route: &str, kind: ListKind, name: &str, now: UnixSeconds) -> bool {
+        self.rules(kind).is_none_or(|rules| {
+            let case = Case {
+                principal,
+                roles: &self.roles,
+                needed: &self.scopes,
+                route,
+                call: None,
+                now,
+            };
+            rules.lists(&case, name)
+        })
+    }
+
+    /// Whether replies have to be looked at: rules exist, or a budget does.
+    pub fn has_rules(&self) -> bool {
+        self.restricts() || self.budget.is_some()
+    }
+
+    /// Whether anything has rules; a budget hides and forbids nothing.
+    fn restricts(&self) -> bool {
+        self.tools.is_some() || self.resources.is_some() || self.prompts.is_some()
+    }
+
+    /// Whether rules cover this kind of list.
+    pub fn filters(&self, kind: ListKind) -> bool {
+        self.rules(kind).is_some()
+    }
+
+    /// How many tools a caller is shown.
+    pub fn budget(&self) -> Option<&Budget> {
+        self.budget.as_ref()
+    }
+
+    /// Scopes needed for anything on the route, sorted.
+    pub fn required_scopes(&self) -> &[String] {
+        &self.scopes
+    }
+
+    /// Every scope the route may ask for (RFC 9728 `scopes_supported`); never `offline_access`.
+    pub fn scopes_supported(&self) -> Vec<String> {
+        let rules = [&self.tools, &self.resources, &self.prompts];
+        let mut scopes: Vec<String> = self
+            .scopes
+            .iter()
+            .chain(rules.into_iter().flatten().flat_map(Rules::scopes))
+            .filter(|scope| *scope != "offline_access")
+            .cloned()
+            .collect();
+        scopes.sort();
+        scopes.dedup();
+        scopes
+    }
+
+    fn rules(&self, kind: ListKind) -> Option<&Rules> {
+        match kind {
+            ListKind::Tools => self.tools.as_ref(),
+            ListKind::Resources | ListKind::Templates => self.resources.as_ref(),
+            ListKind::Prompts => self.prompts.as_ref(),
+        }
+    }
+
+    /// The route's scopes and nothing else.
+    fn open(&self, principal: &Principal) -> Decision {
+        if lacks(&self.scopes, principal).next().is_none() {
+            return Decision::Allowed(None);
+        }
+        Decision::InsufficientScope {
+            required: self.scopes.clone(),
+            rule: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_hides_and_forbids_nothing() {
+        let decision = |tools: Option<Vec<RuleSource>>, method: &str| {
+            let source = PolicySource {
+                tools,
+                budget: Some(Budget {
+                    max: 1,
+                    pin: Vec::new(),
+                    on_excess: OnExcess::Trim,
+                }),
+                ..PolicySource::default()
+            };
+            let policy = RoutePolicy::compile(source, &Arc::default()).expect("a good policy");
+            let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}"}}"#);
+            let payload = crate::mcp::parse(&body.into()).expect("a message");
+            policy
+                .decide(&Principal::anonymous(), "r", &payload.messages()[0], 0)
+                .reason()
+        };
+        assert_eq!(decision(None, "x/y"), "unrestricted");
+        assert_eq!(decision(None, "tasks/list"), "unrestricted");
+        assert_eq!(decision(Some(Vec::new()), "x/y"), "unknown_method");
+        assert_eq!(decision(Some(Vec::new()), "tasks/list"), "task_list");
+        assert_eq!(decision(Some(Vec::new()), "tasks/get"), "unrestricted");
     }
 }

@@ -1,1 +1,77 @@
-//! (skeleton)
+//! Sessions the client holds and nobody else can use.
+//!
+//! The `Mcp-Session-Id` a client sees is sealed: it says which upstream endpoint and upstream session it stands for, on
+//! which route and for whom, and only this gateway (or a replica with the same seal key) can make or open one.
+//!
+//! 1. Opened under another route or by another principal, it is as unknown as a forged one: 404, the client
+//!    initializes again (MCP 2025-11-25, "Session Management").
+//! 2. The person is a hash over length-prefixed issuer and subject, so a session survives a token refresh.
+//! 3. HTTP+SSE streams live on the replica that holds them ([`streams`]); the client's `session_id` is their sealed key.
+
+mod check;
+mod keyfile;
+mod seal;
+mod streams;
+
+use aws_lc_rs::digest;
+
+pub use check::{SESSION_HEADER, SessionCheck};
+pub use keyfile::{KeyFileError, KeyFileWarning, load_or_create};
+pub use seal::{MAX_SEALED, Purpose, SealError, Sealer};
+pub use streams::{OpenStream, StreamHandle, StreamKey, Streams};
+
+use crate::authn::Principal;
+use crate::upstream::EndpointId;
+
+/// What a sealed `Mcp-Session-Id` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    pub endpoint: EndpointId,
+    /// The upstream's own session id.
+    pub upstream: String,
+}
+
+impl Session {
+    /// Seals the session for this principal on this route; `None` when the upstream's id is too long to seal.
+    pub fn seal(&self, sealer: &Sealer, route: &str, principal: &Principal) -> Option<String> {
+        let mut plain = Vec::with_capacity(128);
+        plain.extend_from_slice(&person(principal));
+        for part in [route, self.endpoint.as_str()] {
+            plain.push(u8::try_from(part.len()).ok()?);
+            plain.extend_from_slice(part.as_bytes());
+        }
+        plain.extend_from_slice(self.upstream.as_bytes());
+        sealer.seal(Purpose::Session, &plain).ok()
+    }
+
+    /// Opens a session id, if it is this principal's on this route.
+    pub fn open(sealer: &Sealer, sealed: &str, route: &str, principal: &Principal) -> Option<Self> {
+        let plain = sealer.open(Purpose::Session, sealed).ok()?;
+        let rest = plain.strip_prefix(&person(principal)[..])?;
+        let (sealed_route, rest) = short(rest)?;
+        let (endpoint, upstream) = short(rest)?;
+        if sealed_route != route {
+            return None;
+        }
+        Some(Self {
+            endpoint: EndpointId::from(endpoint),
+            upstream: String::from_utf8(upstream.to_vec()).ok()?,
+        })
+    }
+}
+
+fn short(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let (length, rest) = bytes.split_first()?;
+    let (text, rest) = rest.split_at_checked(usize::from(*length))?;
+    Some((std::str::from_utf8(text).ok()?, rest))
+}
+
+/// Who a session belongs to: SHA-256 over length-prefixed issuer and subject, so that no two pairs read the same.
+pub fn person(principal: &Principal) -> [u8; 32] {
+    let mut hash = digest::Context::new(&digest::SHA256);
+    for part in [&principal.issuer, &principal.subject] {
+        hash.update(&(part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
+}

@@ -1,1 +1,462 @@
-//! (skeleton)
+//! Which server answers: chosen, dialled and asked.
+//!
+//! 1. pingora chooses among the healthy endpoints and keeps their health; hyper-util carries the request, a pool an
+//!    endpoint. A session's endpoint is the only one asked for it.
+//! 2. Another endpoint is tried only when connecting failed: a request whose bytes may have arrived is never sent twice.
+//!    An endpoint that can't be connected to is passed over for a while, unless it is the last.
+//! 3. Exactly one credential leaves, the one handed in with a [`Permit`]; `Host` is the endpoint's (r46).
+//! 4. A 307 or 308 to the endpoint's own origin is followed; any other redirect would carry the credential to a stranger.
+//! 5. There is no total time: connecting, the head and silence between frames are bounded, each by its own setting.
+
+mod balance;
+mod body;
+mod dial;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, COOKIE, LOCATION};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http_body_util::Full;
+use url::Url;
+
+pub use body::UpstreamBody;
+
+use crate::config;
+use crate::credential::OutboundCredential;
+use crate::policy::Permit;
+use balance::Balancer;
+use dial::Client;
+
+/// How long an endpoint that can't be connected to is passed over.
+const EJECTED: Duration = Duration::from_secs(5);
+const MAX_REDIRECTS: usize = 3;
+
+/// The servers behind one route.
+pub struct Upstream {
+    endpoints: Arc<[Arc<Endpoint>]>,
+    balancer: Balancer,
+    response_timeout: Option<Duration>,
+    idle_timeout: Duration,
+    health: Option<config::Health>,
+    events: UpstreamEvents,
+}
+
+/// One server.
+pub struct Endpoint {
+    id: EndpointId,
+    url: Url,
+    /// For people: without userinfo and query.
+    name: Arc<str>,
+    client: Client,
+    /// Milliseconds since `started` until which it is passed over.
+    ejected_until: AtomicU64,
+    started: Instant,
+    last_error: std::sync::Mutex<Option<String>>,
+}
+
+/// A stable name of an endpoint, derived from its URL: it means the same after a restart or in another order.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EndpointId(Arc<str>);
+
+impl EndpointId {
+    fn of(url: &Url) -> Self {
+        let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, url.as_str().as_bytes());
+        Self(URL_SAFE_NO_PAD.encode(&hash.as_ref()[..9]).into())
+    }
+
+    /// As it is sealed into a session.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for EndpointId {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+/// What is sent.
+pub struct Outbound {
+    pub method: Method,
+    /// `None`: the endpoint URL's own path and query.
+    pub target: Option<PathAndQuery>,
+    /// Already allow-listed.
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    /// A session's endpoint: no other is asked.
+    pub endpoint: Option<EndpointId>,
+    /// What `balance: sticky` goes by.
+    pub sticky: Option<u64>,
+}
+
+/// What came back.
+pub struct Sent {
+    pub endpoint: EndpointId,
+    /// The endpoint's name, for the audit.
+    pub name: Arc<str>,
+    pub response: Response<UpstreamBody>,
+}
+
+/// Why no answer came back. Texts name the endpoint, never the request.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    #[error("the upstream {endpoint} can't be reached; see /status on the admin port")]
+    Unavailable { endpoint: Arc<str> },
+    #[error("no endpoint of this route's upstream is healthy; see /status on the admin port")]
+    NoneHealthy,
+    #[error("the upstream {endpoint} did not answer within {} s", .after.as_secs())]
+    Timeout { endpoint: Arc<str>, after: Duration },
+    #[error("the upstream {endpoint} broke off or answered something that is not HTTP")]
+    Protocol { endpoint: Arc<str> },
+    #[error("the session's endpoint is no longer configured")]
+    UnknownEndpoint,
+    #[error("the upstream {endpoint} redirects away from its own origin; configure the URL it redirects to")]
+    Redirect { endpoint: Arc<str> },
+}
+
+/// Why an upstream can't be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    #[error("{key}: cannot use {path}: {cause}")]
+    Pem {
+        key: &'static str,
+        path: String,
+        cause: String,
+    },
+    #[error("tls: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("urls: {0} has no host")]
+    NoHost(Url),
+}
+
+/// What happened, for metrics.
+#[derive(Clone, Copy, Debug)]
+pub enum UpstreamEvent<'a> {
+    /// A connection was opened, or could not be.
+    Connected { ok: bool },
+    /// An endpoint was checked.
+    Health { endpoint: &'a str, healthy: bool },
+}
+
+/// Where [`UpstreamEvent`]s go.
+pub type UpstreamEvents = Arc<dyn Fn(UpstreamEvent<'_>) + Send + Sync>;
+
+/// An endpoint's state, for operators.
+#[derive(Clone, Debug)]
+pub struct EndpointState {
+    pub url: String,
+    pub healthy: bool,
+    pub last_error: Option<String>,
+}
+
+impl Upstream {
+    /// Reads certificates and makes a client an endpoint; connects to none yet.
+    ///
+    /// # Errors
+    /// When a certificate or key can't be used.
+    pub fn new(config: &config::Upstream, events: UpstreamEvents) -> Result<Arc<Self>, SetupError> {
+        let tls = dial::tls(config)?;
+        let endpoints = config
+            .urls
+            .iter()
+            .map(|url| {
+                let host = url.host_str().ok_or_else(|| SetupError::NoHost(url.clone()))?;
+                let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+                Ok(Arc::new(Endpoint {
+                    id: EndpointId::of(url),
+                    name: format!("{}://{host}{port}{}", url.scheme(), url.path()).into(),
+                    client: dial::client(tls.clone(), config.connect_timeout, events.clone()),
+                    url: url.clone(),
+                    ejected_until: AtomicU64::new(0),
+                    started: Instant::now(),
+                    last_error: std::sync::Mutex::default(),
+                }))
+            })
+            .collect::<Result<Arc<[_]>, SetupError>>()?;
+        Ok(Arc::new(Self {
+            balancer: Balancer::new(config.balance, &endpoints, config.health.as_ref()),
+            endpoints,
+            response_timeout: config.response_timeout,
+            idle_timeout: config.idle_timeout,
+            health: config.health.clone(),
+            events,
+        }))
+    }
+
+    /// Checks the endpoints' health for as long as it is polled; returns at once when no check is configured.
+    pub async fn check_forever(&self) {
+        let report = |endpoint: &Endpoint, healthy| {
+            (self.events)(UpstreamEvent::Health {
+                endpoint: &endpoint.name,
+                healthy,
+            });
+        };
+        for endpoint in &*self.endpoints {
+            report(endpoint, true);
+        }
+        let Some(health) = &self.health else { return };
+        let mut ticks = tokio::time::interval(health.interval);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.balancer.check().await;
+            for (index, endpoint) in self.endpoints.iter().enumerate() {
+                report(endpoint, self.balancer.healthy(index));
+            }
+        }
+    }
+
+    /// Whether a sealed endpoint is still configured.
+    pub fn knows(&self, id: &EndpointId) -> bool {
+        self.find(id).is_some()
+    }
+
+    /// An endpoint's name, for the audit.
+    pub fn describe(&self, id: &EndpointId) -> Arc<str> {
+        self.find(id)
+            .map_or_else(|| "".into(), |(_, endpoint)| endpoint.name.clone())
+    }
+
+    /// Where a reference that an endpoint gave leads, if that is on the endpoint's own origin.
+    pub fn resolve(&self, id: &EndpointId, reference: &str) -> Option<PathAndQuery> {
+        let (_, endpoint) = self.find(id)?;
+        let url = endpoint.url.join(reference).ok()?;
+        (url.origin() == endpoint.url.origin()).then(|| path_and_query(&url))?
+    }
+
+    /// The endpoints in the configuration's order.
+    pub fn endpoints(&self) -> Vec<EndpointState> {
+        self.endpoints
+            .iter()
+            .enumerate()
+            .map(|(index, endpoint)| EndpointState {
+                url: endpoint.name.to_string(),
+                healthy: self.balancer.healthy(index) && !endpoint.is_ejected(),
+                last_error: endpoint.error().clone(),
+            })
+            .collect()
+    }
+
+    /// Whether any endpoint may be asked.
+    pub fn any_healthy(&self) -> bool {
+        (0..self.endpoints.len()).any(|index| self.balancer.healthy(index))
+    }
+
+    /// Sends one request.
+    ///
+    /// # Errors
+    /// See [`UpstreamError`]; nothing was answered then.
+    pub async fn send(
+        &self,
+        permit: &Permit,
+        credential: OutboundCredential,
+        outbound: Outbound,
+    ) -> Result<Sent, UpstreamError> {
+        // The permit is demanded, not read: whoever has none can't call this.
+        let _ = permit;
+        let Outbound {
+            method,
+            target,
+            mut headers,
+            body,
+            endpoint,
+            sticky,
+        } = outbound;
+        headers.remove(AUTHORIZATION);
+        headers.remove(COOKIE);
+        credential.apply(&mut headers);
+        let request = Prepared {
+            method,
+            target,
+            headers,
+            body,
+        };
+        if let Some(id) = endpoint {
+            let (_, endpoint) = self.find(&id).ok_or(UpstreamError::UnknownEndpoint)?;
+            return match self.ask(endpoint, &request).await {
+                Ok(sent) => Ok(sent),
+                Err(Failure::Connect) => Err(UpstreamError::Unavailable {
+                    endpoint: endpoint.name.clone(),
+                }),
+                Err(Failure::Other(error)) => Err(error),
+            };
+        }
+        let key = sticky.unwrap_or_default().to_be_bytes();
+        let mut tried = Vec::new();
+        loop {
+            let open = |index: usize| !tried.contains(&index) && !self.endpoints[index].is_ejected();
+            // With nobody else left, one that was passed over is better than nobody.
+            let chosen = self
+                .balancer
+                .choose(&key, open)
+                .or_else(|| self.balancer.choose(&key, |index| !tried.contains(&index)));
+            let Some(index) = chosen else {
+                return Err(match tried.last() {
+                    Some(&last) => UpstreamError::Unavailable {
+                        endpoint: self.endpoints[last].name.clone(),
+                    },
+                    None => UpstreamError::NoneHealthy,
+                });
+            };
+            match self.ask(&self.endpoints[index], &request).await {
+                Ok(sent) => return Ok(sent),
+                Err(Failure::Other(error)) => return Err(error),
+                Err(Failure::Connect) => tried.push(index),
+            }
+        }
+    }
+
+    async fn ask(&self, endpoint: &Endpoint, request: &Prepared) -> Result<Sent, Failure> {
+        let mut target = match &request.target {
+            Some(target) => target.clone(),
+            None => path_and_query(&endpoint.url).ok_or_else(|| endpoint.protocol())?,
+        };
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.head(endpoint, request, &target).await?;
+            let status = response.status();
+            if !(status.is_redirection() && status != StatusCode::NOT_MODIFIED) {
+                return Ok(Sent {
+                    endpoint: endpoint.id.clone(),
+                    name: endpoint.name.clone(),
+                    response: response.map(|body| UpstreamBody::new(body, self.idle_timeout)),
+                });
+            }
+            let keeps_method = matches!(status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);
+            target = response
+                .headers()
+                .get(LOCATION)
+                .filter(|_| keeps_method)
+                .and_then(|location| self.resolve(&endpoint.id, location.to_str().ok()?))
+                .ok_or_else(|| endpoint.redirect())?;
+        }
+        Err(endpoint.redirect())
+    }
+
+    async fn head(
+        &self,
+        endpoint: &Endpoint,
+        prepared: &Prepared,
+        target: &PathAndQuery,
+    ) -> Result<Response<hyper::body::Incoming>, Failure> {
+        let uri = Uri::builder()
+            .scheme(endpoint.url.scheme())
+            .authority(&endpoint.url[url::Position::BeforeHost..url::Position::AfterPort])
+            .path_and_query(target.clone())
+            .build()
+            .map_err(|_| endpoint.protocol())?;
+        let mut request = Request::new(Full::new(prepared.body.clone()));
+        *request.method_mut() = prepared.method.clone();
+        *request.uri_mut() = uri;
+        *request.headers_mut() = prepared.headers.clone();
+        let asking = endpoint.client.request(request);
+        let answer = match self.response_timeout {
+            None => asking.await,
+            Some(after) => tokio::time::timeout(after, asking).await.map_err(|_| {
+                Failure::Other(UpstreamError::Timeout {
+                    endpoint: endpoint.name.clone(),
+                    after,
+                })
+            })?,
+        };
+        match answer {
+            Ok(response) => {
+                endpoint.succeeded();
+                Ok(response)
+            }
+            Err(error) if error.is_connect() => {
+                endpoint.eject(&error);
+                Err(Failure::Connect)
+            }
+            Err(error) => {
+                tracing::debug!(endpoint = &*endpoint.name, error = %chain(&error), "the upstream failed");
+                Err(endpoint.protocol())
+            }
+        }
+    }
+
+    fn find(&self, id: &EndpointId) -> Option<(usize, &Arc<Endpoint>)> {
+        self.endpoints
+            .iter()
+            .enumerate()
+            .find(|(_, endpoint)| endpoint.id == *id)
+    }
+}
+
+/// A request that may be sent to one endpoint after another.
+struct Prepared {
+    method: Method,
+    target: Option<PathAndQuery>,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+enum Failure {
+    /// Nothing was sent: another endpoint may be asked.
+    Connect,
+    Other(UpstreamError),
+}
+
+impl Endpoint {
+    fn is_ejected(&self) -> bool {
+        self.ejected_until.load(Ordering::Relaxed) > self.elapsed()
+    }
+
+    fn elapsed(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn eject(&self, error: &dyn std::error::Error) {
+        let error = chain(error);
+        tracing::warn!(endpoint = &*self.name, error, "cannot connect to the upstream");
+        let until = self.elapsed() + u64::try_from(EJECTED.as_millis()).expect("five seconds fit");
+        self.ejected_until.store(until, Ordering::Relaxed);
+        *self.error() = Some(error);
+    }
+
+    fn succeeded(&self) {
+        if self.ejected_until.swap(0, Ordering::Relaxed) != 0 {
+            *self.error() = None;
+        }
+    }
+
+    fn error(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.last_error
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn protocol(&self) -> Failure {
+        Failure::Other(UpstreamError::Protocol {
+            endpoint: self.name.clone(),
+        })
+    }
+
+    fn redirect(&self) -> Failure {
+        Failure::Other(UpstreamError::Redirect {
+            endpoint: self.name.clone(),
+        })
+    }
+}
+
+fn path_and_query(url: &Url) -> Option<PathAndQuery> {
+    url[url::Position::BeforePath..url::Position::AfterQuery].parse().ok()
+}
+
+/// An error with its causes: hyper's own text says little without them.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,108 @@
+//! The server behind every contestant: it answers at once, so that what is measured is the way there and back.
+//!
+//! `POST` is a `tools/call`: `small` answers a small JSON, `big` 10 MiB of it, `events` a stream of
+//! `arguments.count` progress events `arguments.pace` milliseconds apart and then the result. `GET` is a stream on which nothing
+//! happens.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http::header::CONTENT_TYPE;
+use http::{Method, Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use portcullis::cli::demo::loopback::Loopback;
+use serde_json::Value;
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// Of a `big` reply.
+pub const BIG: usize = 10 * 1024 * 1024;
+
+/// What event times are relative to: server and client share the process, so they share this clock.
+pub static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Starts the server.
+pub async fn start() -> io::Result<Loopback> {
+    LazyLock::force(&EPOCH);
+    Loopback::serve(
+        0,
+        service_fn(|request| async { Ok::<_, Infallible>(answer(request).await) }),
+    )
+    .await
+}
+
+async fn answer(request: Request<Incoming>) -> Response<Body> {
+    if request.method() == Method::GET {
+        // The comment makes the head leave; after it the stream is only held open.
+        let quiet = stream::once(async { frame(": quiet\n\n") }).chain(stream::pending());
+        return events(StreamBody::new(quiet).boxed_unsync());
+    }
+    let body = request
+        .into_body()
+        .collect()
+        .await
+        .map(|body| body.to_bytes())
+        .unwrap_or_default();
+    let call: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let arguments = &call["params"]["arguments"];
+    match call["params"]["name"].as_str() {
+        Some("events") => {
+            let count = arguments["count"].as_u64().unwrap_or_default();
+            let pace = Duration::from_millis(arguments["pace"].as_u64().unwrap_or_default());
+            let progress = stream::unfold(0, move |step| async move {
+                if step == count {
+                    return None;
+                }
+                if !pace.is_zero() {
+                    tokio::time::sleep(pace).await;
+                }
+                Some((frame(event(step)), step + 1))
+            });
+            let result = stream::once(async { frame(format!("event: message\ndata: {RESULT}\n\n")) });
+            events(StreamBody::new(progress.chain(result)).boxed_unsync())
+        }
+        Some("big") => json(Bytes::from(format!(
+            r#"{{"jsonrpc":"2.0","id":1,"result":{{"resultType":"complete","content":[{{"type":"text","text":"{}"}}]}}}}"#,
+            "x".repeat(BIG)
+        ))),
+        _ => json(Bytes::from_static(RESULT.as_bytes())),
+    }
+}
+
+const RESULT: &str = r#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"complete","content":[{"type":"text","text":"the answer of a small tool, as long as such answers are"}],"isError":false}}"#;
+
+/// The time it was made, in nanoseconds, is the progress message.
+fn event(step: u64) -> String {
+    format!(
+        "event: message\ndata: {{\"jsonrpc\":\"2.0\",\"method\":\"notifications/progress\",\"params\":{{\"progressToken\":1,\
+         \"progress\":{step},\"message\":\"{}\"}}}}\n\n",
+        EPOCH.elapsed().as_nanos()
+    )
+}
+
+fn frame(text: impl Into<String>) -> Result<Frame<Bytes>, Infallible> {
+    Ok(Frame::data(Bytes::from(text.into())))
+}
+
+fn events(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, http::HeaderValue::from_static("text/event-stream"));
+    response
+}
+
+fn json(body: Bytes) -> Response<Body> {
+    let mut response = Response::new(Full::new(body).boxed_unsync());
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    response
+}

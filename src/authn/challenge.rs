@@ -1,0 +1,163 @@
+//! `WWW-Authenticate`: what a client is told when it must get a token, or a better one.
+//!
+//! 1. Without a token there is no `error` (RFC 6750 section 3.1): only where to go and what to ask for.
+//! 2. `resource_metadata` (RFC 9728 section 5.1) is left out when the route has no issuer.
+//! 3. Nothing that comes in can break out of a value: what doesn't fit a quoted-string is escaped or left out, so
+//!    that a challenge is one header with the parameters written here and no others.
+
+use http::HeaderValue;
+
+use super::AuthnError;
+
+/// A challenge in the making.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Challenge<'a> {
+    /// Where the route's RFC 9728 document is.
+    pub resource_metadata: Option<&'a str>,
+    /// The scopes to ask for.
+    pub scopes: &'a [String],
+}
+
+impl Challenge<'_> {
+    /// The challenge for a failed authentication; `None` where the token isn't at fault.
+    pub fn for_error(&self, error: &AuthnError) -> Option<HeaderValue> {
+        match error {
+            AuthnError::MissingToken { .. } => Some(self.missing()),
+            AuthnError::InvalidToken { reason } => Some(self.invalid_token(&reason.description())),
+            AuthnError::KeysUnavailable { .. } => None,
+        }
+    }
+
+    /// No token came.
+    pub fn missing(&self) -> HeaderValue {
+        self.write(None, None)
+    }
+
+    /// A token came that is no good.
+    pub fn invalid_token(&self, description: &str) -> HeaderValue {
+        self.write(Some("invalid_token"), Some(description))
+    }
+
+    /// The token is good, and [`Challenge::scopes`] are what the request needs.
+    pub fn insufficient_scope(&self) -> HeaderValue {
+        self.write(Some("insufficient_scope"), None)
+    }
+
+    fn write(&self, error: Option<&str>, description: Option<&str>) -> HeaderValue {
+        let scope = self
+            .scopes
+            .iter()
+            .filter(|scope| is_scope_token(scope))
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(" ");
+        let parameters = [
+            ("error", error),
+            ("error_description", description),
+            ("resource_metadata", self.resource_metadata),
+            ("scope", (!scope.is_empty()).then_some(scope.as_str())),
+        ];
+        let mut value = String::from("Bearer");
+        let mut separator = " ";
+        for (name, content) in parameters {
+            if let Some(content) = content {
+                value.push_str(separator);
+                value.push_str(name);
+                value.push_str("=\"");
+                push_quoted(&mut value, content);
+                value.push('"');
+                separator = ", ";
+            }
+        }
+        HeaderValue::try_from(value).expect("printable ASCII makes a header value")
+    }
+}
+
+/// RFC 6749 section 3.3: what may stand in a scope.
+fn is_scope_token(scope: &str) -> bool {
+    !scope.is_empty()
+        && scope
+            .bytes()
+            .all(|byte| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e))
+}
+
+/// RFC 9110 section 5.6.4, printable ASCII only.
+fn push_quoted(value: &mut String, content: &str) {
+    for char in content.chars().filter(|char| matches!(char, ' '..='~')) {
+        if matches!(char, '"' | '\\') {
+            value.push('\\');
+        }
+        value.push(char);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authn::TokenFault;
+
+    const METADATA: &str = "https://mcp.example.com/.well-known/oauth-protected-resource/notes/mcp";
+
+    #[test]
+    fn challenges_are_those_of_the_contract() {
+        let scopes = ["mcp.use".to_owned(), "notes.read".to_owned()];
+        let challenge = Challenge {
+            resource_metadata: Some(METADATA),
+            scopes: &scopes,
+        };
+        let both = format!("resource_metadata=\"{METADATA}\", scope=\"mcp.use notes.read\"");
+        assert_eq!(challenge.missing(), format!("Bearer {both}"));
+        assert_eq!(
+            challenge.for_error(&AuthnError::expired(Some(1))).unwrap(),
+            format!(
+                "Bearer error=\"invalid_token\", error_description=\"token expired at 1970-01-01T00:00:01Z\", {both}"
+            )
+        );
+        assert_eq!(
+            challenge.insufficient_scope(),
+            format!("Bearer error=\"insufficient_scope\", {both}")
+        );
+        assert_eq!(
+            challenge
+                .for_error(&AuthnError::MissingToken { malformed: true })
+                .unwrap(),
+            challenge.missing()
+        );
+        assert_eq!(
+            challenge.for_error(&AuthnError::KeysUnavailable {
+                identity: "corp".into()
+            }),
+            None
+        );
+    }
+
+    #[test]
+    fn what_is_not_there_is_left_out() {
+        assert_eq!(Challenge::default().missing(), "Bearer");
+        assert_eq!(
+            Challenge::default().for_error(&TokenFault::Audience.into()).unwrap(),
+            "Bearer error=\"invalid_token\", error_description=\"invalid audience\""
+        );
+    }
+
+    #[test]
+    fn nothing_breaks_out_of_a_value() {
+        let scopes = [
+            "a\", error=\"x".to_owned(),
+            "b c".to_owned(),
+            "d\r\nSet-Cookie: e".to_owned(),
+            "f\\".to_owned(),
+            "ü".to_owned(),
+            String::new(),
+            "good".to_owned(),
+        ];
+        let challenge = Challenge {
+            resource_metadata: Some("https://x/\"\r\n\\ü"),
+            scopes: &scopes,
+        };
+        assert_eq!(
+            challenge.invalid_token("a \"b\"\r\n\0c\\"),
+            r#"Bearer error="invalid_token", error_description="a \"b\"c\\", resource_metadata="https://x/\"\\", scope="good""#
+        );
+    }
+}

@@ -1,0 +1,141 @@
+//! Where an issuer keeps its keys: RFC 8414 first, OpenID Connect discovery after it.
+//!
+//! The addresses are tried in the order MCP gives ("Authorization Server Metadata Discovery"), and a document counts
+//! only when its `issuer` is byte for byte the configured one (RFC 8414 section 3.3).
+
+use serde::Deserialize;
+use url::Url;
+
+use super::fetch::{FetchError, Fetcher};
+
+/// Why an issuer's `jwks_uri` isn't known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum DiscoveryError {
+    #[error("the issuer is no URL that metadata could be found at")]
+    Issuer,
+    #[error("no metadata at {url}: {source}")]
+    Fetch { url: Url, source: FetchError },
+    #[error("{0} is no metadata document with an issuer and a jwks_uri")]
+    Document(Url),
+    #[error("the metadata at {0} is another issuer's")]
+    OtherIssuer(Url),
+    #[error("the jwks_uri in {url} can't be used: {reason}")]
+    Address { url: Url, reason: &'static str },
+}
+
+impl DiscoveryError {
+    /// How much it tells the operator: a wrong document more than a missing one, a dead server more than a 404.
+    fn weight(&self) -> u8 {
+        match self {
+            Self::Issuer => 0,
+            Self::Fetch {
+                source: FetchError::Status(404),
+                ..
+            } => 1,
+            Self::Fetch { .. } => 2,
+            Self::Document(_) => 3,
+            Self::OtherIssuer(_) | Self::Address { .. } => 4,
+        }
+    }
+}
+
+/// Finds the issuer's `jwks_uri`.
+pub(super) async fn jwks_uri(fetcher: &Fetcher, issuer: &str) -> Result<Url, DiscoveryError> {
+    let mut failure = DiscoveryError::Issuer;
+    for url in metadata_urls(issuer) {
+        let found = match fetcher.get(&url).await {
+            Ok(document) => read(fetcher, issuer, &url, &document),
+            Err(source) => Err(DiscoveryError::Fetch { url, source }),
+        };
+        match found {
+            Ok(jwks_uri) => return Ok(jwks_uri),
+            Err(error) => {
+                if error.weight() > failure.weight() {
+                    failure = error;
+                }
+            }
+        }
+    }
+    Err(failure)
+}
+
+/// The addresses of an issuer's metadata, best first; none for what is no URL.
+fn metadata_urls(issuer: &str) -> Vec<Url> {
+    let Ok(base) = Url::parse(issuer) else {
+        return Vec::new();
+    };
+    if base.query().is_some() || base.fragment().is_some() || base.cannot_be_a_base() {
+        return Vec::new();
+    }
+    let path = base.path().trim_end_matches('/').to_owned();
+    let at = |path: String| {
+        let mut url = base.clone();
+        url.set_path(&path);
+        url
+    };
+    let mut urls = vec![
+        at(format!("/.well-known/oauth-authorization-server{path}")),
+        at(format!("/.well-known/openid-configuration{path}")),
+    ];
+    if !path.is_empty() {
+        urls.push(at(format!("{path}/.well-known/openid-configuration")));
+    }
+    urls
+}
+
+fn read(fetcher: &Fetcher, issuer: &str, url: &Url, document: &[u8]) -> Result<Url, DiscoveryError> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        issuer: String,
+        jwks_uri: String,
+    }
+    let metadata: Metadata = serde_json::from_slice(document).map_err(|_| DiscoveryError::Document(url.clone()))?;
+    if metadata.issuer != issuer {
+        return Err(DiscoveryError::OtherIssuer(url.clone()));
+    }
+    let jwks_uri = Url::parse(&metadata.jwks_uri).map_err(|_| DiscoveryError::Document(url.clone()))?;
+    match fetcher.allowed(&jwks_uri) {
+        Ok(()) => Ok(jwks_uri),
+        Err(reason) => Err(DiscoveryError::Address {
+            url: url.clone(),
+            reason,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn urls(issuer: &str) -> Vec<String> {
+        metadata_urls(issuer).iter().map(Url::to_string).collect()
+    }
+
+    #[test]
+    fn the_order_is_that_of_the_specification() {
+        assert_eq!(
+            urls("https://auth.example.com/tenant1"),
+            [
+                "https://auth.example.com/.well-known/oauth-authorization-server/tenant1",
+                "https://auth.example.com/.well-known/openid-configuration/tenant1",
+                "https://auth.example.com/tenant1/.well-known/openid-configuration",
+            ]
+        );
+        for root in ["https://auth.example.com", "https://auth.example.com/"] {
+            assert_eq!(
+                urls(root),
+                [
+                    "https://auth.example.com/.well-known/oauth-authorization-server",
+                    "https://auth.example.com/.well-known/openid-configuration",
+                ]
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_issuer_has_no_addresses() {
+        for issuer in ["", "corp", "https://x/?a=b", "https://x/#a", "mailto:a@b"] {
+            assert!(urls(issuer).is_empty(), "{issuer}");
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! What a token has to be, apart from signed by the right key.
+//!
+//! 1. Three base64url parts; header and claims are JSON objects without duplicate keys.
+//! 2. `alg` is an algorithm by name: `none` isn't one (RFC 8725 section 3.2). Which keys may verify it, the key decides.
+//! 3. `typ` is absent, `JWT` or `at+jwt`, with or without `application/` (RFC 9068 section 4): an ID token or a logout
+//!    token that says what it is doesn't pass. Any `crit` is refused: no extension is understood.
+//! 4. `jku`, `x5u`, `jwk` and their like are ignored: a token doesn't bring its own keys (RFC 8725 section 3.10).
+//! 5. A `cnf` is refused until its binding can be checked: unbound use is what it forbids (RFC 7800).
+//! 6. `aud` and `exp` are required; 60 s of leeway for `exp`, `nbf` and `iat`.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, AlgorithmFamily};
+use serde_json::{Map, Value};
+
+use super::jwks::Key;
+use super::{Principal, RouteAuth, TokenFault, strict_json};
+use crate::clock::UnixSeconds;
+use crate::config::{Identity, KeySource};
+
+/// Seconds that issuers' clocks may be off.
+const LEEWAY: u64 = 60;
+
+/// A parsed token that nobody has vouched for yet.
+pub(super) struct Token<'a> {
+    pub(super) algorithm: Algorithm,
+    pub(super) kid: Option<String>,
+    signed: &'a str,
+    signature: &'a str,
+    claims: Map<String, Value>,
+}
+
+impl<'a> Token<'a> {
+    pub(super) fn parse(text: &'a str) -> Result<Self, TokenFault> {
+        let (signed, signature) = text.rsplit_once('.').ok_or(TokenFault::Malformed)?;
+        let (header, claims) = signed.split_once('.').ok_or(TokenFault::Malformed)?;
+        let header = object(header)?;
+        let claims = object(claims)?;
+        if header.contains_key("crit") {
+            return Err(TokenFault::Critical);
+        }
+        if !header.get("typ").is_none_or(is_access_token_type) {
+            return Err(TokenFault::Type);
+        }
+        let algorithm = header
+            .get("alg")
+            .and_then(Value::as_str)
+            .and_then(|name| name.parse().ok())
+            .ok_or(TokenFault::Algorithm)?;
+        let kid = match header.get("kid") {
+            None => None,
+            Some(Value::String(kid)) => Some(kid.clone()),
+            Some(_) => return Err(TokenFault::Malformed),
+        };
+        if claims.contains_key("cnf") {
+            return Err(TokenFault::Bound);
+        }
+        Ok(Self {
+            algorithm,
+            kid,
+            signed,
+            signature,
+            claims,
+        })
+    }
+
+    /// Who says they issued it.
+    pub(super) fn issuer(&self) -> Option<&str> {
+        self.claims.get("iss")?.as_str()
+    }
+
+    /// Whether this key signed it.
+    pub(super) fn is_signed_by(&self, key: &Key) -> bool {
+        jsonwebtoken::crypto::verify(self.signature, self.signed.as_bytes(), &key.verifying, self.algorithm)
+            .unwrap_or(false)
+    }
+
+    /// Reads the claims of a token whose signature was found good.
+    pub(super) fn into_verified(
+        self,
+        identity: &Identity,
+        generation: u64,
+        now: UnixSeconds,
+    ) -> Result<Verified, TokenFault> {
+        let claims = self.claims;
+        let audiences = audiences(&claims)?;
+        let expires = time(&claims, "exp")?.ok_or(TokenFault::Times)?;
+        let not_before = time(&claims, "nbf")?.unwrap_or(0);
+        if time(&claims, "iat")?.is_some_and(|issued| issued > now.saturating_add(LEEWAY)) {
+            return Err(TokenFault::NotYetValid);
+        }
+        let principal = super::claims::principal(identity, claims, expires).ok_or(TokenFault::Subject)?;
+        Ok(Verified {
+            principal: Arc::new(principal),
+            generation,
+            audiences,
+            expires,
+            not_before,
+        })
+    }
+}
+
+/// A token that its identity vouches for, with what has to be looked at on every request.
+pub(super) struct Verified {
+    pub(super) principal: Arc<Principal>,
+    /// Of the key set that verified it.
+    pub(super) generation: u64,
+    pub(super) expires: UnixSeconds,
+    audiences: Vec<String>,
+    not_before: UnixSeconds,
+}
+
+impl Verified {
+    /// Whether the token is for this route, now.
+    pub(super) fn check(&self, identity: &Identity, route: &RouteAuth, now: UnixSeconds) -> Result<(), TokenFault> {
+        let meant =
+            |audience: &String| same_resource(audience, &route.resource) || identity.audiences.contains(audience);
+        if !self.audiences.iter().any(meant) {
+            return Err(TokenFault::Audience);
+        }
+        if now >= self.expires.saturating_add(LEEWAY) {
+            return Err(TokenFault::Expired(Some(self.expires)));
+        }
+        if self.not_before > now.saturating_add(LEEWAY) {
+            return Err(TokenFault::NotYetValid);
+        }
+        Ok(())
+    }
+}
+
+/// Whether tokens of this identity may be signed like this.
+pub(super) fn allows(identity: &Identity, algorithm: Algorithm) -> bool {
+    match identity.keys {
+        KeySource::SharedSecret(_) => algorithm == Algorithm::HS256,
+        // Whatever the configuration says: a public key is no HMAC secret (RFC 8725 section 2.1).
+        _ => algorithm.family() != AlgorithmFamily::Hmac && identity.algorithms.contains(&algorithm),
+    }
+}
+
+fn object(part: &str) -> Result<Map<String, Value>, TokenFault> {
+    let json = URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenFault::Malformed)?;
+    strict_json::object(&json).ok_or(TokenFault::Malformed)
+}
+
+fn is_access_token_type(typ: &Value) -> bool {
+    typ.as_str().is_some_and(|typ| {
+        let typ = typ.to_ascii_lowercase();
+        matches!(typ.strip_prefix("application/").unwrap_or(&typ), "jwt" | "at+jwt")
+    })
+}
+
+fn audiences(claims: &Map<String, Value>) -> Result<Vec<String>, TokenFault> {
+    let one = |value: &Value| value.as_str().map(str::to_owned);
+    match claims.get("aud") {
+        Some(Value::Array(audiences)) => audiences.iter().map(one).collect(),
+        Some(value) => one(value).map(|audience| vec![audience]),
+        None => None,
+    }
+    .ok_or(TokenFault::Audience)
+}
+
+/// A NumericDate (RFC 7519 section 2), which may have a fraction.
+fn time(claims: &Map<String, Value>, name: &str) -> Result<Option<UnixSeconds>, TokenFault> {
+    let Some(value) = claims.get(name) else {
+        return Ok(None);
+    };
+    let whole = value.as_u64();
+    // The cast saturates, and what a fraction adds is less than the leeway.
+    let fraction = || value.as_f64().filter(|time| *time >= 0.0).map(|time| time as u64);
+    whole.or_else(fraction).map(Some).ok_or(TokenFault::Times)
+}
+
+/// Byte for byte, except that an origin and the same with `/` are one resource.
+fn same_resource(audience: &str, resource: &str) -> bool {
+    let is_origin = |url: &str| {
+        url.split_once("://")
+            .is_some_and(|(_, rest)| !rest.contains(['/', '?', '#']))
+    };
+    if audience == resource {
+        return true;
+    }
+    let (a, r) = (
+        audience.strip_suffix('/').unwrap_or(audience),
+        resource.strip_suffix('/').unwrap_or(resource),
+    );
+    a == r && is_origin(r)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_origin_has_two_spellings() {
+        for (audience, resource, same) in [
+            ("https://x.example", "https://x.example/", true),
+            ("https://x.example/", "https://x.example", true),
+            ("https://x.example/mcp", "https://x.example/mcp", true),
+            ("https://x.example/mcp/", "https://x.example/mcp", false),
+            ("https://x.example//", "https://x.example/", false),
+            ("https://X.example/", "https://x.example/", false),
+            ("https://x.example:443/", "https://x.example/", false),
+            ("https://x.example/mcp/a", "https://x.example/mcp", false),
+            ("", "https://x.example/", false),
+        ] {
+            assert_eq!(same_resource(audience, resource), same, "{audience} {resource}");
+        }
+    }
+
+    #[test]
+    fn times_are_numbers_of_seconds() {
+        let read = |json: &str| time(&strict_json::object(json.as_bytes()).unwrap(), "exp");
+        assert_eq!(read("{}"), Ok(None));
+        assert_eq!(read(r#"{"exp":12}"#), Ok(Some(12)));
+        assert_eq!(read(r#"{"exp":12.9}"#), Ok(Some(12)));
+        assert_eq!(read(r#"{"exp":1e300}"#), Ok(Some(u64::MAX)));
+        assert_eq!(read(r#"{"exp":18446744073709551615}"#), Ok(Some(u64::MAX)));
+        for bad in [r#"{"exp":"12"}"#, r#"{"exp":-1}"#, r#"{"exp":null}"#, r#"{"exp":[12]}"#] {
+            assert_eq!(read(bad), Err(TokenFault::Times), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Body to call: reads a request's message, bounded, and finds its era.
+//!
+//! 1. The method decides first: what an endpoint doesn't take is 405 with `Allow`.
+//! 2. A message is `application/json`, uncompressed (415), within the route's limit (413) and the listener's time (408).
+//! 3. The envelope is parsed once, strictly; then headers and body must tell the same story.
+//! 4. On an HTTP+SSE upstream the MCP endpoint takes only GET: the 405 has no JSON-RPC body, so that clients of later
+//!    revisions fall back (MCP 2025-11-25, "Backwards Compatibility").
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, Method, Request};
+use http_body::Body;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use crate::authn::{Known, Principal};
+use crate::config::Transport;
+use crate::edge::{BodyError, CallNotes, Check, Journey, Rejection};
+use crate::mcp::{Era, Payload, agree, parse};
+use crate::route::{Door, Route};
+use crate::secret::Secret;
+use crate::session::{Session, StreamHandle};
+
+/// A request whose meaning is known.
+#[derive(Debug)]
+pub struct Call {
+    pub journey: Arc<Journey>,
+    pub route: Arc<Route>,
+    pub principal: Arc<Principal>,
+    /// The caller's token, for exchange only.
+    pub token: Option<Token>,
+    pub headers: HeaderMap,
+    /// The legacy session it belongs to, once [`crate::session::SessionCheck`] has opened it.
+    pub session: Option<Session>,
+    pub form: Form,
+}
+
+/// A caller's token on its way to the exchange; says nothing of itself.
+pub struct Token(pub Secret);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+/// What kind of call it is.
+#[derive(Debug)]
+pub enum Form {
+    /// A message to the MCP endpoint.
+    Post { era: Era, payload: Payload, body: Bytes },
+    /// A message to an HTTP+SSE stream.
+    Message {
+        stream: StreamHandle,
+        payload: Payload,
+        body: Bytes,
+    },
+    /// GET: a legacy standing stream, resumed or new, or an HTTP+SSE stream.
+    Get,
+    /// DELETE: the end of a legacy session.
+    Delete,
+}
+
+/// Reads calls.
+#[derive(Debug)]
+pub struct Intake {
+    /// For a whole request body.
+    pub body_timeout: Duration,
+}
+
+impl<B> Check<Known<B>> for Intake
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BodyError>,
+{
+    type Passed = Call;
+
+    async fn check(&self, known: Known<B>) -> Result<Call, Rejection> {
+        let Known {
+            journey,
+            route,
+            door,
+            principal,
+            token,
+            stream,
+            request,
+        } = known;
+        let transport = route.config.upstream.transport;
+        let form = match (door, request.method()) {
+            (Door::Mcp, &Method::POST) if transport == Transport::Sse => {
+                return Err(Rejection::MethodNotAllowed {
+                    allow: "GET",
+                    bare: true,
+                });
+            }
+            (Door::Mcp, &Method::DELETE) if transport == Transport::Sse => {
+                return Err(Rejection::MethodNotAllowed {
+                    allow: "GET",
+                    bare: true,
+                });
+            }
+            (Door::Mcp, &Method::GET) => Form::Get,
+            (Door::Mcp, &Method::DELETE) => Form::Delete,
+            (Door::Mcp | Door::Messages, &Method::POST) => {
+                return self.post(journey, route, door, principal, token, stream, request).await;
+            }
+            (Door::Mcp, _) if transport == Transport::Sse => {
+                return Err(Rejection::MethodNotAllowed {
+                    allow: "GET",
+                    bare: false,
+                });
+            }
+            (Door::Mcp, _) => {
+                return Err(Rejection::MethodNotAllowed {
+                    allow: "GET, POST, DELETE",
+                    bare: false,
+                });
+            }
+            (Door::Messages, _) => {
+                return Err(Rejection::MethodNotAllowed {
+                    allow: "POST",
+                    bare: false,
+                });
+            }
+        };
+        let (parts, _) = request.into_parts();
+        Ok(Call {
+            journey,
+            route,
+            principal,
+            token: token.map(Token),
+            headers: parts.headers,
+            session: None,
+            form,
+        })
+    }
+}
+
+impl Intake {
+    #[expect(clippy::too_many_arguments, reason = "the fields of `Known`, taken apart once")]
+    async fn post<B>(
+        &self,
+        journey: Arc<Journey>,
+        route: Arc<Route>,
+        door: Door,
+        principal: Arc<Principal>,
+        token: Option<Secret>,
+        stream: Option<StreamHandle>,
+        request: Request<B>,
+    ) -> Result<Call, Rejection>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError>,
+    {
+        let (parts, body) = request.into_parts();
+        if !is_json(&parts.headers) {
+            return Err(Rejection::UnsupportedMediaType);
+        }
+        let body = self.read(&parts.headers, body, route.config.body_limit).await?;
+        let payload = parse(&body).map_err(Rejection::Envelope)?;
+        let era = match door {
+            Door::Mcp => agree(&parts.headers, &payload),
+            Door::Messages => Ok(Era::Sse),
+        };
+        let _ = journey.call.set(CallNotes {
+            // A disagreement is a modern client's: legacy ones have nothing to disagree with.
+            era: *era.as_ref().unwrap_or(&Era::Modern),
+            messages: payload.messages().into(),
+            batch: matches!(payload, Payload::Batch(_)),
+            stream: stream.clone(),
+        });
+        let era = era.map_err(Rejection::Agreement)?;
+        let form = match (door, stream) {
+            (Door::Mcp, _) => Form::Post { era, payload, body },
+            (Door::Messages, Some(stream)) => Form::Message { stream, payload, body },
+            (Door::Messages, None) => return Err(Rejection::UnknownSession),
+        };
+        Ok(Call {
+            journey,
+            route,
+            principal,
+            token: token.map(Token),
+            headers: parts.headers,
+            session: None,
+            form,
+        })
+    }
+
+    async fn read<B>(&self, headers: &HeaderMap, body: B, limit: usize) -> Result<Bytes, Rejection>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError>,
+    {
+        let announced = headers
+            .get(CONTENT_LENGTH)
+            .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        if announced.is_some_and(|length| length > limit as u64) {
+            return Err(Rejection::BodyTooLarge { limit });
+        }
+        let whole = tokio::time::timeout(self.body_timeout, Limited::new(body, limit).collect()).await;
+        match whole {
+            Ok(Ok(collected)) => Ok(collected.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Rejection::BodyTooLarge { limit }),
+            Ok(Err(_)) => Err(Rejection::BodyBroken),
+            Err(_) => Err(Rejection::BodyTimeout),
+        }
+    }
+}
+
+/// Whether the body says it is plain JSON (RFC 8259 defines no charset parameter; `utf-8` is what clients send).
+fn is_json(headers: &HeaderMap) -> bool {
+    if headers.contains_key(CONTENT_ENCODING) {
+        return false;
+    }
+    let Some(value) = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
+        return false;
+    };
+    let mut parts = value.split(';').map(str::trim);
+    parts
+        .next()
+        .is_some_and(|media| media.eq_ignore_ascii_case("application/json"))
+        && parts.all(|parameter| {
+            parameter.split_once('=').is_none_or(|(name, value)| {
+                !name.trim().eq_ignore_ascii_case("charset") || value.trim_matches('"').eq_ignore_ascii_case("utf-8")
+            })
+        })
+}

@@ -1,0 +1,338 @@
+//! Exchanged tokens, kept no longer than they and the caller's own token live (r40).
+//!
+//! 1. A token is found by a digest of the caller's token and of everything that shaped the request for it.
+//! 2. One request at a time for one key: those who come meanwhile share its result, failures too; failures are not
+//!    kept. If the one who asks goes away, one of those who wait asks again.
+//! 3. An entry ends at the earlier of `expires_in` (less a margin for the way to the upstream) and the caller's `exp`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::digest;
+use http::HeaderValue;
+use moka::Expiry;
+use moka::future::Cache;
+
+use super::exchange::Endpoint;
+use super::{CredentialError, SetupError};
+use crate::clock::{Clock, UnixSeconds};
+use crate::config::Exchange;
+use crate::secret::Secret;
+use crate::telemetry::{Metrics, RouteMetrics};
+
+const MAX_ENTRIES: u64 = 10_000;
+/// Seconds before its end that a token is no longer handed out.
+const SKEW: u64 = 10;
+
+type Key = [u8; 32];
+
+#[derive(Clone)]
+struct Entry {
+    value: HeaderValue,
+    until: UnixSeconds,
+    /// How long it may be kept, for the cache's own housekeeping.
+    keep: Duration,
+}
+
+/// Lets the cache forget what is over, even if nobody asks again.
+struct Lifetime;
+
+impl Expiry<Key, Entry> for Lifetime {
+    fn expire_after_create(&self, _: &Key, entry: &Entry, _: Instant) -> Option<Duration> {
+        Some(entry.keep)
+    }
+}
+
+/// Exchanges, and remembers.
+pub(super) struct Exchanged {
+    endpoint: Endpoint,
+    /// Length-prefixed: endpoint, client, audience, resource, scopes.
+    context: Vec<u8>,
+    cache: Cache<Key, Entry>,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    route: Arc<RouteMetrics>,
+}
+
+impl Exchanged {
+    pub(super) fn new(
+        route: &str,
+        config: &Exchange,
+        clock: Clock,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, SetupError> {
+        let scopes = config.scopes.join(" ");
+        let parts = [
+            config.token_endpoint.as_str(),
+            &config.client_id,
+            config.audience.as_deref().unwrap_or_default(),
+            config.resource.as_deref().unwrap_or_default(),
+            &scopes,
+        ];
+        let mut context = Vec::new();
+        for part in parts {
+            context.extend_from_slice(&(part.len() as u64).to_be_bytes());
+            context.extend_from_slice(part.as_bytes());
+        }
+        Ok(Self {
+            endpoint: Endpoint::new(route, config)?,
+            context,
+            cache: Cache::builder()
+                .max_capacity(MAX_ENTRIES)
+                .expire_after(Lifetime)
+                .build(),
+            clock,
+            metrics: Arc::clone(metrics),
+            route: metrics.route(route),
+        })
+    }
+
+    /// A token in exchange for the caller's, whose own end is `expires`.
+    pub(super) async fn obtain(
+        &self,
+        subject: &Secret,
+        expires: Option<UnixSeconds>,
+    ) -> Result<HeaderValue, CredentialError> {
+        let key = self.key(subject);
+        if let Some(entry) = self.cache.get(&key).await {
+            if self.clock.now() < entry.until {
+                self.metrics.token_cache("exchange", "hit");
+                return Ok(entry.value);
+            }
+            self.cache.invalidate(&key).await;
+        }
+        self.metrics.token_cache("exchange", "miss");
+        let entry = self.cache.try_get_with(key, self.fetch(subject, expires)).await;
+        entry
+            .map(|entry| entry.value)
+            .map_err(|error: Arc<CredentialError>| (*error).clone())
+    }
+
+    async fn fetch(&self, subject: &Secret, expires: Option<UnixSeconds>) -> Result<Entry, CredentialError> {
+        // The time before asking: the token can't be younger than it seems.
+        let now = self.clock.now();
+        let (issued, took) = self.endpoint.exchange(subject).await;
+        let result = match &issued {
+            Ok(_) => "ok",
+            Err(CredentialError::Rejected { .. }) => "rejected",
+            Err(CredentialError::Unreachable(_)) => "unreachable",
+            Err(CredentialError::NoSubject | CredentialError::Malformed(_)) => "malformed",
+        };
+        self.route.token_exchange("token_exchange", result, took);
+        let issued = issued.inspect_err(|error| tracing::warn!(%error, "token exchange failed"))?;
+        let keep = issued.expires_in.saturating_sub(SKEW);
+        // A caller without an end is not to be outlived by guess: nothing is kept for one.
+        let until = now.saturating_add(keep).min(expires.unwrap_or(now));
+        let keep = Duration::from_secs(until.saturating_sub(now).min(MAX_KEEP));
+        Ok(Entry {
+            value: issued.value,
+            until,
+            keep,
+        })
+    }
+
+    fn key(&self, subject: &Secret) -> Key {
+        let mut context = digest::Context::new(&digest::SHA256);
+        context.update(&self.context);
+        context.update(subject.expose().as_bytes());
+        context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
+    }
+}
+
+/// Seconds; the cache can't count to `u64::MAX` of them (r16).
+const MAX_KEEP: u64 = 24 * 60 * 60;
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake_issuer::FakeIssuer;
+    use super::*;
+
+    const NOW: UnixSeconds = 1_000_000;
+    const HOUR: Option<UnixSeconds> = Some(NOW + 3600);
+    const TOKEN: &str = r#"{"access_token":"upstream-token","token_type":"Bearer","expires_in":120}"#;
+
+    struct Setup {
+        issuer: FakeIssuer,
+        exchanged: Arc<Exchanged>,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    }
+
+    async fn setup(status: u16, body: &str) -> Setup {
+        let issuer = FakeIssuer::start(status, body).await;
+        let (clock, metrics) = (Clock::fixed(NOW), Metrics::new());
+        let exchanged = Arc::new(Exchanged::new("nc", &issuer.config(), clock.clone(), &metrics).unwrap());
+        Setup {
+            issuer,
+            exchanged,
+            clock,
+            metrics,
+        }
+    }
+
+    impl Setup {
+        async fn obtain(&self, subject: &str, expires: Option<UnixSeconds>) -> Result<String, CredentialError> {
+            let value = self.exchanged.obtain(&Secret::new(subject), expires).await?;
+            Ok(value.to_str().unwrap().to_owned())
+        }
+
+        fn spawn(&self) -> tokio::task::JoinHandle<Result<HeaderValue, CredentialError>> {
+            let exchanged = Arc::clone(&self.exchanged);
+            tokio::spawn(async move { exchanged.obtain(&Secret::new("alice"), HOUR).await })
+        }
+
+        fn posts(&self) -> usize {
+            self.issuer.asked().len()
+        }
+    }
+
+    /// Lets every task that can go on do so.
+    async fn settle() {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn r40_a_token_is_kept_to_its_own_end_less_a_margin() {
+        let setup = setup(200, TOKEN).await;
+        assert_eq!(setup.obtain("alice", HOUR).await.unwrap(), "Bearer upstream-token");
+        setup.clock.set(NOW + 120 - SKEW - 1);
+        setup.obtain("alice", HOUR).await.unwrap();
+        assert_eq!(setup.posts(), 1);
+        setup.clock.set(NOW + 120 - SKEW);
+        setup.obtain("alice", HOUR).await.unwrap();
+        assert_eq!(setup.posts(), 2);
+        let text = setup.metrics.render();
+        assert!(
+            text.contains("portcullis_token_cache_total{cache=\"exchange\",result=\"hit\"} 1"),
+            "{text}"
+        );
+        assert!(
+            text.contains("portcullis_token_exchanges_total{route=\"nc\",grant=\"token_exchange\",result=\"ok\"} 2")
+        );
+    }
+
+    #[tokio::test]
+    async fn r40_a_token_is_kept_no_longer_than_the_callers() {
+        let setup = setup(200, TOKEN).await;
+        setup.obtain("alice", Some(NOW + 30)).await.unwrap();
+        setup.clock.set(NOW + 29);
+        setup.obtain("alice", Some(NOW + 30)).await.unwrap();
+        assert_eq!(setup.posts(), 1);
+        setup.clock.set(NOW + 30);
+        setup.obtain("alice", Some(NOW + 30)).await.unwrap();
+        assert_eq!(setup.posts(), 2);
+        setup.obtain("without an end", None).await.unwrap();
+        setup.obtain("without an end", None).await.unwrap();
+        assert_eq!(setup.posts(), 4, "nothing is kept for a caller without an end");
+    }
+
+    #[tokio::test]
+    async fn r40_callers_share_nothing_and_requests_differ_by_audience_and_scope() {
+        let setup = setup(200, TOKEN).await;
+        setup.obtain("alice", HOUR).await.unwrap();
+        setup.obtain("bob", HOUR).await.unwrap();
+        assert_eq!(setup.posts(), 2);
+        let key = |change: fn(&mut Exchange)| {
+            let mut config = setup.issuer.config();
+            change(&mut config);
+            let exchanged = Exchanged::new("nc", &config, Clock::system(), &setup.metrics).unwrap();
+            exchanged.key(&Secret::new("alice"))
+        };
+        let keys = [
+            key(|_| {}),
+            key(|config| config.audience = Some("a".to_owned())),
+            key(|config| config.resource = Some("a".to_owned())),
+            key(|config| config.scopes = vec!["a".to_owned()]),
+            key(|config| config.client_id.push('a')),
+            key(|config| config.token_endpoint.set_path("/a")),
+        ];
+        let distinct: std::collections::BTreeSet<_> = keys.iter().collect();
+        assert_eq!(distinct.len(), keys.len());
+    }
+
+    #[tokio::test]
+    async fn many_at_once_make_one_post() {
+        let setup = setup(200, TOKEN).await;
+        setup.issuer.close();
+        let callers: Vec<_> = (0..20).map(|_| setup.spawn()).collect();
+        setup.issuer.was_asked(1).await;
+        settle().await;
+        setup.issuer.open();
+        for caller in callers {
+            assert_eq!(caller.await.unwrap().unwrap(), "Bearer upstream-token");
+        }
+        assert_eq!(setup.posts(), 1);
+    }
+
+    #[tokio::test]
+    async fn r28_a_cancelled_leader_strands_nobody() {
+        let setup = setup(200, TOKEN).await;
+        setup.issuer.close();
+        let leader = setup.spawn();
+        setup.issuer.was_asked(1).await;
+        let waiters = [setup.spawn(), setup.spawn()];
+        settle().await;
+        leader.abort();
+        assert!(leader.await.unwrap_err().is_cancelled());
+        setup.issuer.open();
+        for waiter in waiters {
+            let waited = tokio::time::timeout(Duration::from_secs(5), waiter)
+                .await
+                .expect("not stranded");
+            assert_eq!(waited.unwrap().unwrap(), "Bearer upstream-token");
+        }
+        assert_eq!(setup.posts(), 2);
+    }
+
+    #[tokio::test]
+    async fn r39_a_refusal_is_an_error_and_is_not_remembered() {
+        let setup = setup(400, r#"{"error":"invalid_target"}"#).await;
+        let refused = Err(CredentialError::Rejected {
+            error: "invalid_target",
+        });
+        assert_eq!(setup.obtain("alice", HOUR).await, refused);
+        assert_eq!(setup.obtain("alice", HOUR).await, refused);
+        assert_eq!(setup.posts(), 2);
+        setup.issuer.answers(200, TOKEN);
+        assert_eq!(setup.obtain("alice", HOUR).await.unwrap(), "Bearer upstream-token");
+        let text = setup.metrics.render();
+        assert!(
+            text.contains("grant=\"token_exchange\",result=\"rejected\"} 2"),
+            "{text}"
+        );
+    }
+
+    #[tokio::test]
+    async fn r39_a_silent_issuer_is_an_error_after_ten_seconds() {
+        let setup = setup(200, TOKEN).await;
+        setup.issuer.close();
+        let caller = setup.spawn();
+        setup.issuer.was_asked(1).await;
+        tokio::time::pause();
+        assert_eq!(
+            caller.await.unwrap().err(),
+            Some(CredentialError::Unreachable("no answer in time"))
+        );
+    }
+
+    #[tokio::test]
+    async fn r16_an_endless_expires_in_is_no_panic() {
+        let body = format!(r#"{{"access_token":"t","expires_in":{}}}"#, u64::MAX);
+        let setup = setup(200, &body).await;
+        for expires in [Some(u64::MAX), HOUR, None] {
+            assert_eq!(setup.obtain("alice", expires).await.unwrap(), "Bearer t");
+        }
+        setup.clock.set(u64::MAX);
+        setup.obtain("alice", Some(u64::MAX)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_token_about_to_end_is_used_once() {
+        let setup = setup(200, r#"{"access_token":"t","expires_in":5}"#).await;
+        setup.obtain("alice", HOUR).await.unwrap();
+        setup.obtain("alice", HOUR).await.unwrap();
+        assert_eq!(setup.posts(), 2);
+    }
+}

@@ -1,0 +1,171 @@
+//! Host, Origin and repeated headers: what is refused before anyone is asked who they are.
+//!
+//! 1. A request must name a host that is ours, in its target or its `Host` header and the same in both
+//!    (RFC 9110 section 7.2); anything else is 421. This is what stops DNS rebinding.
+//! 2. A header that decides something may come once (RFC 9110 section 5.3): repeated, it is 400.
+//! 3. On MCP endpoints an `Origin` must be one of `allowed_origins` (MCP, Streamable HTTP, "Security & Endpoint"); a
+//!    request without one isn't a browser's.
+//! 4. Preflights are answered here, before authentication: browsers send them without a token (Fetch, section 3.2.2).
+//!
+//! The well-known documents stand between 1 and 3: any page may read them.
+
+use http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
+    ACCESS_CONTROL_REQUEST_METHOD, HOST, ORIGIN, VARY,
+};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::future::{Either, Ready, ready};
+use tower::{Layer, Service};
+
+use super::body::{Body, empty};
+use super::check::Check;
+use super::journey::Journey;
+use super::rejection::Rejection;
+use crate::mcp;
+
+/// Rules 1 and 2.
+#[derive(Debug)]
+pub struct HostCheck {
+    /// Lower case, without a port.
+    hosts: Vec<String>,
+}
+
+impl HostCheck {
+    /// Accepts these host names, whatever the port.
+    pub fn new(hosts: impl IntoIterator<Item = String>) -> Self {
+        Self {
+            hosts: hosts.into_iter().map(|host| host.to_ascii_lowercase()).collect(),
+        }
+    }
+
+    fn accepts(&self, authority: &str) -> bool {
+        authority.parse::<Authority>().is_ok_and(|authority| {
+            !authority.as_str().contains('@')
+                && self
+                    .hosts
+                    .iter()
+                    .any(|host| host.eq_ignore_ascii_case(authority.host()))
+        })
+    }
+}
+
+impl<B: Send + 'static> Check<Request<B>> for HostCheck {
+    type Passed = Request<B>;
+
+    async fn check(&self, request: Request<B>) -> Result<Request<B>, Rejection> {
+        if let Some(name) = mcp::repeated(request.headers()) {
+            return Err(Rejection::RepeatedHeader(name));
+        }
+        let header = request.headers().get(HOST).map(HeaderValue::as_bytes);
+        let target = request.uri().authority().map(|authority| authority.as_str());
+        let named = match (header, target) {
+            (Some(header), Some(target)) if !header.eq_ignore_ascii_case(target.as_bytes()) => None,
+            (_, Some(target)) => Some(target),
+            (Some(header), None) => std::str::from_utf8(header).ok(),
+            (None, None) => None,
+        };
+        match named {
+            Some(host) if self.accepts(host) => Ok(request),
+            _ => Err(Rejection::Misdirected),
+        }
+    }
+}
+
+/// Rules 3 and 4.
+#[derive(Clone, Debug)]
+pub struct OriginLayer {
+    origins: Arc<[String]>,
+}
+
+impl OriginLayer {
+    /// Accepts these origins, `scheme://host[:port]`.
+    pub fn new(origins: impl IntoIterator<Item = String>) -> Self {
+        Self {
+            origins: origins.into_iter().collect(),
+        }
+    }
+}
+
+impl<S> Layer<S> for OriginLayer {
+    type Service = OriginGuard<S>;
+
+    fn layer(&self, inner: S) -> OriginGuard<S> {
+        OriginGuard {
+            origins: self.origins.clone(),
+            inner,
+        }
+    }
+}
+
+/// The service of [`OriginLayer`].
+#[derive(Clone, Debug)]
+pub struct OriginGuard<S> {
+    origins: Arc<[String]>,
+    inner: S,
+}
+
+impl<S, B> Service<Request<B>> for OriginGuard<S>
+where
+    S: Service<Request<B>, Response = Response<Body>, Error = Rejection>,
+{
+    type Response = Response<Body>;
+    type Error = Rejection;
+    type Future = Either<Ready<Result<Self::Response, Rejection>>, S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let headers = request.headers();
+        let Some(origin) = headers.get(ORIGIN) else {
+            return Either::Right(self.inner.call(request));
+        };
+        let allowed = headers.get_all(ORIGIN).iter().count() == 1
+            && self
+                .origins
+                .iter()
+                .any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin.as_bytes()));
+        if !allowed {
+            return Either::Left(ready(Err(Rejection::ForbiddenOrigin)));
+        }
+        if let Some(journey) = request.extensions().get::<Arc<Journey>>() {
+            // Refusals further in must be readable by the page too, so the CORS headers are added where all end.
+            let _ = journey.origin.set(origin.clone());
+        }
+        if request.method() == Method::OPTIONS && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD) {
+            return Either::Left(ready(Ok(preflight(headers))));
+        }
+        Either::Right(self.inner.call(request))
+    }
+}
+
+/// Lets `origin` read a response and the headers MCP and OAuth clients need.
+pub fn expose(headers: &mut HeaderMap, origin: HeaderValue) {
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    headers.insert(
+        ACCESS_CONTROL_EXPOSE_HEADERS,
+        HeaderValue::from_static("mcp-session-id, www-authenticate, x-request-id"),
+    );
+    headers.append(VARY, HeaderValue::from_static("origin"));
+}
+
+fn preflight(asked: &HeaderMap) -> Response<Body> {
+    let mut response = Response::new(empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let headers = response.headers_mut();
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("GET, POST, DELETE, OPTIONS"),
+    );
+    if let Some(names) = asked.get(ACCESS_CONTROL_REQUEST_HEADERS) {
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, names.clone());
+    }
+    headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+    response
+}

@@ -1,0 +1,384 @@
+//! Rejections become responses: the only place that picks a status.
+//!
+//! 1. Every refusal on an MCP endpoint has a JSON-RPC error as its body, with the request's id where one was read.
+//! 2. Clients of older revisions die of some statuses (they tear the session down, or wait for ever on their stream), so
+//!    with `denials: auto` they get policy and upstream refusals as a JSON-RPC error under 200, or as an event on their
+//!    HTTP+SSE stream under 202. `status` and `in_band` force one form.
+//! 3. Nothing below is shown: an upstream's challenge, an issuer's words and a panic's message stay in the log.
+
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderValue, Request, Response, StatusCode};
+use serde_json::{Value, json};
+use tower::{Layer, Service};
+
+use super::body::{Body, empty, full};
+use super::guard::expose;
+use super::journey::{CallNotes, Journey};
+use super::rejection::{Refused, Rejection};
+use crate::authn::{AuthnError, Challenge, Principal};
+use crate::config::Denials;
+use crate::mcp::{self, Era, Id, codes};
+use crate::policy::Decision;
+use crate::reply;
+use crate::route::Route;
+use crate::telemetry::{Audit, AuditDecision, Outcome};
+use crate::upstream::UpstreamError;
+
+/// Turns errors into responses.
+#[derive(Clone)]
+pub struct RescueLayer {
+    audit: Audit,
+}
+
+impl RescueLayer {
+    /// Audits refusals there.
+    pub fn new(audit: Audit) -> Self {
+        Self { audit }
+    }
+}
+
+impl<S> Layer<S> for RescueLayer {
+    type Service = Rescue<S>;
+
+    fn layer(&self, inner: S) -> Rescue<S> {
+        Rescue {
+            audit: self.audit.clone(),
+            inner,
+        }
+    }
+}
+
+/// The service of [`RescueLayer`].
+#[derive(Clone)]
+pub struct Rescue<S> {
+    audit: Audit,
+    inner: S,
+}
+
+impl<S, B> Service<Request<B>> for Rescue<S>
+where
+    S: Service<Request<B>, Response = Response<Body>, Error = Rejection>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // The services below are always ready; a refusal here would have no journey to speak of.
+        self.inner.poll_ready(cx).map(|_| Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let journey = request.extensions().get::<Arc<Journey>>().cloned();
+        let audit = self.audit.clone();
+        // A panic in one request is that request's failure, not the connection's.
+        let call = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
+        Box::pin(async move {
+            let journey = journey.unwrap_or_else(Journey::begin);
+            let mut response = match call.await {
+                Ok(Ok(response)) => response,
+                Ok(Err(rejection)) => {
+                    record(&audit, &journey, &rejection).await;
+                    answer(&rejection, &journey)
+                }
+                Err(_) => answer(&Rejection::Panic, &journey),
+            };
+            if let Some(origin) = journey.origin.get() {
+                expose(response.headers_mut(), origin.clone());
+            }
+            Ok(response)
+        })
+    }
+}
+
+/// Counts and audits a refusal that no [`reply::Ending`] speaks for.
+async fn record(audit: &Audit, journey: &Journey, rejection: &Rejection) {
+    let reason = match rejection {
+        Rejection::Forbidden(refused) => {
+            for (member, (_, decision)) in refused.members.iter().enumerate() {
+                let elapsed = journey.started.elapsed();
+                reply::count(journey, Some(member), Outcome::Denied, elapsed);
+                if let Ok(slot) = audit.reserve().await {
+                    let mut line = reply::line(journey, Some(member), Some(decision));
+                    line.outcome = Outcome::Denied.as_str();
+                    line.duration = elapsed;
+                    slot.write(line);
+                }
+            }
+            return;
+        }
+        Rejection::Authn(error) => error.reason(),
+        Rejection::UnknownSession => "unknown_session",
+        Rejection::ForeignSession => "foreign_session",
+        Rejection::Envelope(_) => "envelope",
+        Rejection::Agreement(_) => "header_mismatch",
+        Rejection::BodyTooLarge { .. } => "body_too_large",
+        Rejection::BodyTimeout | Rejection::BodyBroken => "body",
+        Rejection::UnsupportedMediaType => "media_type",
+        Rejection::MethodNotAllowed { .. } => "method",
+        // Nobody was asked for anything on a route, or the call's own ending has spoken.
+        _ => {
+            if !matches!(rejection, Rejection::NotFound | Rejection::Misdirected) {
+                tracing::warn!(request_id = journey.request_id.as_str(), error = %rejection, "request failed");
+            }
+            return;
+        }
+    };
+    let only = journey.call.get().map(|_| 0);
+    if let Ok(slot) = audit.reserve().await {
+        let mut line = reply::line(journey, only, None);
+        line.decision = AuditDecision::Deny;
+        line.reason = reason;
+        line.outcome = Outcome::Denied.as_str();
+        line.duration = journey.started.elapsed();
+        slot.write(line);
+    }
+}
+
+/// One failure, before its form is chosen.
+struct Failure {
+    status: StatusCode,
+    code: i64,
+    message: String,
+    data: Option<Value>,
+    challenge: Option<HeaderValue>,
+    allow: Option<&'static str>,
+    retry_after: Option<u64>,
+}
+
+impl Failure {
+    fn new(status: StatusCode, code: i64, rejection: &Rejection) -> Self {
+        Self {
+            status,
+            code,
+            message: rejection.to_string(),
+            data: None,
+            challenge: None,
+            allow: None,
+            retry_after: None,
+        }
+    }
+
+    /// Whether older clients survive this only in the body of a success.
+    fn spares_legacy(&self) -> bool {
+        matches!(self.code, codes::FORBIDDEN | codes::RATE_LIMITED | 50_200..=50_499)
+    }
+}
+
+fn failure(rejection: &Rejection, journey: &Journey) -> Failure {
+    use StatusCode as S;
+    let plain = |status, code| Failure::new(status, code, rejection);
+    match rejection {
+        Rejection::Misdirected => plain(S::MISDIRECTED_REQUEST, 42_100),
+        Rejection::ForbiddenOrigin => plain(S::FORBIDDEN, 40_302),
+        Rejection::NotFound => plain(S::NOT_FOUND, 40_400),
+        Rejection::MethodNotAllowed { allow, .. } => Failure {
+            allow: Some(allow),
+            ..plain(S::METHOD_NOT_ALLOWED, 40_500)
+        },
+        Rejection::RepeatedHeader(_) => plain(S::BAD_REQUEST, codes::INVALID_REQUEST),
+        Rejection::Authn(AuthnError::KeysUnavailable { .. }) => Failure {
+            retry_after: Some(10),
+            ..plain(S::SERVICE_UNAVAILABLE, codes::UNAVAILABLE)
+        },
+        Rejection::Authn(error) => Failure {
+            challenge: journey.route.get().and_then(|route| unauthorized(error, route)),
+            ..plain(S::UNAUTHORIZED, 40_100)
+        },
+        Rejection::UnsupportedMediaType => plain(S::UNSUPPORTED_MEDIA_TYPE, 41_500),
+        Rejection::BodyTooLarge { .. } => plain(S::PAYLOAD_TOO_LARGE, 41_300),
+        Rejection::BodyTimeout => plain(S::REQUEST_TIMEOUT, 40_800),
+        Rejection::BodyBroken => plain(S::BAD_REQUEST, codes::PARSE_ERROR),
+        Rejection::Envelope(error) => plain(S::BAD_REQUEST, error.code()),
+        Rejection::Agreement(error) => plain(S::BAD_REQUEST, error.code()),
+        Rejection::UnknownSession => plain(S::NOT_FOUND, 40_400),
+        Rejection::ForeignSession => plain(S::FORBIDDEN, codes::FORBIDDEN),
+        Rejection::Forbidden(refused) => forbidden(rejection, refused, journey),
+        Rejection::OverBudget { .. } => plain(S::FORBIDDEN, codes::FORBIDDEN),
+        Rejection::InvalidCursor => plain(S::BAD_REQUEST, codes::INVALID_PARAMS),
+        Rejection::Credential(_) | Rejection::CredentialRefused => plain(S::BAD_GATEWAY, codes::CREDENTIAL),
+        Rejection::Upstream(UpstreamError::UnknownEndpoint) => plain(S::NOT_FOUND, 40_400),
+        Rejection::Upstream(UpstreamError::Unavailable { .. } | UpstreamError::NoneHealthy) => Failure {
+            retry_after: Some(1),
+            ..plain(S::SERVICE_UNAVAILABLE, codes::UNAVAILABLE)
+        },
+        Rejection::Upstream(UpstreamError::Timeout { .. }) => plain(S::GATEWAY_TIMEOUT, codes::TIMEOUT),
+        Rejection::Upstream(_) | Rejection::UpstreamNonsense(_) => plain(S::BAD_GATEWAY, codes::BAD_GATEWAY),
+        Rejection::AuditStalled => Failure {
+            retry_after: Some(1),
+            ..plain(S::SERVICE_UNAVAILABLE, codes::UNAVAILABLE)
+        },
+        Rejection::Panic => plain(S::INTERNAL_SERVER_ERROR, 50_000),
+    }
+}
+
+fn unauthorized(error: &AuthnError, route: &Route) -> Option<HeaderValue> {
+    Challenge {
+        resource_metadata: route.resource_metadata.as_deref(),
+        scopes: &route.challenge_scopes,
+    }
+    .for_error(error)
+}
+
+fn forbidden(rejection: &Rejection, refused: &Refused, journey: &Journey) -> Failure {
+    let mut failure = Failure::new(StatusCode::FORBIDDEN, codes::FORBIDDEN, rejection);
+    if let (Some(required), Some(route)) = (refused.first().required_scopes(), journey.route.get()) {
+        failure.code = codes::INSUFFICIENT_SCOPE;
+        let challenge = Challenge {
+            resource_metadata: route.resource_metadata.as_deref(),
+            scopes: required,
+        };
+        failure.challenge = Some(challenge.insufficient_scope());
+        failure.data = journey.principal.get().map(|principal| scope_data(required, principal));
+    }
+    if refused.first().is_malformed() {
+        failure.status = StatusCode::BAD_REQUEST;
+        failure.code = codes::INVALID_PARAMS;
+    }
+    failure
+}
+
+/// What a client needs to step up: the gateway never upgrades for it.
+fn scope_data(required: &[String], principal: &Principal) -> Value {
+    let scopes = required.join(" ");
+    let mut data = json!({
+        "error_type": "insufficient_scope",
+        "required_scope": scopes,
+        "user_scopes": principal.token_scopes,
+        "upgrade_instructions": format!(
+            "Ask the authorization server for a token that also has: {scopes}; then send the request again."
+        ),
+    });
+    if let Some(endpoint) = &principal.scope_upgrade_endpoint {
+        data["scope_upgrade_endpoint"] = Value::from(endpoint.as_str());
+    }
+    data
+}
+
+/// The JSON-RPC error for one refused message.
+pub fn refusal(id: Option<&Id>, decision: &Decision, principal: &Principal) -> Vec<u8> {
+    match decision.required_scopes() {
+        Some(required) => mcp::error_response(
+            id,
+            codes::INSUFFICIENT_SCOPE,
+            &decision.to_string(),
+            Some(&scope_data(required, principal)),
+        ),
+        None if decision.is_malformed() => mcp::error_response(id, codes::INVALID_PARAMS, &decision.to_string(), None),
+        None => mcp::error_response(id, codes::FORBIDDEN, &decision.to_string(), None),
+    }
+}
+
+/// The response for a rejection, in the form this client survives.
+pub fn answer(rejection: &Rejection, journey: &Journey) -> Response<Body> {
+    let failure = failure(rejection, journey);
+    let mut response = match (rejection, journey.call.get()) {
+        (Rejection::MethodNotAllowed { bare: true, .. }, _) => Response::new(empty()),
+        (_, Some(call)) => form(rejection, &failure, call, journey),
+        (_, None) => with_status(&failure, error(&failure, envelope_id(rejection))),
+    };
+    if matches!(rejection, Rejection::MethodNotAllowed { bare: true, .. }) {
+        *response.status_mut() = failure.status;
+    }
+    let headers = response.headers_mut();
+    if let Some(challenge) = failure.challenge {
+        headers.insert(WWW_AUTHENTICATE, challenge);
+    }
+    if let Some(allow) = failure.allow {
+        headers.insert(ALLOW, HeaderValue::from_static(allow));
+    }
+    if let Some(seconds) = failure.retry_after {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// The id of a message that was read far enough to have one.
+fn envelope_id(rejection: &Rejection) -> Option<&Id> {
+    match rejection {
+        Rejection::Envelope(error) => error.id(),
+        _ => None,
+    }
+}
+
+fn form(rejection: &Rejection, failure: &Failure, call: &CallNotes, journey: &Journey) -> Response<Body> {
+    let denials = journey.route.get().map_or(Denials::Auto, |route| route.config.denials);
+    let body = match (rejection, journey.principal.get()) {
+        (Rejection::Forbidden(refused), Some(principal)) if call.batch => batch(refused, principal),
+        _ => error(failure, journey.id()),
+    };
+    let spared = failure.spares_legacy();
+    let in_band = denials == Denials::InBand
+        && (spared || failure.code == codes::INSUFFICIENT_SCOPE)
+        && call.messages.len() == 1
+        && &*call.messages[0].method == "tools/call";
+    if let (true, Some(id)) = (in_band, journey.id()) {
+        let result = mcp::tool_error_result(id, &failure.message, call.era == Era::Modern);
+        return success(call, result);
+    }
+    if denials == Denials::Auto && spared && call.era != Era::Modern && !call.batch {
+        return match journey.id() {
+            Some(_) => success(call, body),
+            // Nobody waits for the answer to a notification; the audit has the refusal.
+            None => accepted(),
+        };
+    }
+    with_status(failure, body)
+}
+
+/// All members of a batch were refused: each is answered.
+fn batch(refused: &Refused, principal: &Principal) -> Vec<u8> {
+    let mut body = vec![b'['];
+    for (id, decision) in &refused.members {
+        if id.is_some() {
+            if body.len() > 1 {
+                body.push(b',');
+            }
+            body.extend_from_slice(&refusal(id.as_ref(), decision, principal));
+        }
+    }
+    body.push(b']');
+    body
+}
+
+fn error(failure: &Failure, id: Option<&Id>) -> Vec<u8> {
+    mcp::error_response(id, failure.code, &failure.message, failure.data.as_ref())
+}
+
+/// An answer in the form of a success: on the stream where there is one.
+fn success(call: &CallNotes, body: Vec<u8>) -> Response<Body> {
+    match &call.stream {
+        Some(stream) => {
+            stream.tell(mcp::sse::message(&body));
+            accepted()
+        }
+        None => json_response(StatusCode::OK, body),
+    }
+}
+
+fn with_status(failure: &Failure, body: Vec<u8>) -> Response<Body> {
+    json_response(failure.status, body)
+}
+
+fn accepted() -> Response<Body> {
+    let mut response = Response::new(empty());
+    *response.status_mut() = StatusCode::ACCEPTED;
+    response
+}
+
+fn json_response(status: StatusCode, body: Vec<u8>) -> Response<Body> {
+    let mut response = Response::new(full(body));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

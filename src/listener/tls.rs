@@ -1,0 +1,35 @@
+//! The listener's certificate: TLS 1.2 and 1.3, ALPN `h2` and `http/1.1`.
+
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::TlsAcceptor;
+
+use super::BindError;
+use crate::config::ServerTls;
+
+/// Reads certificate and key.
+///
+/// # Errors
+/// When a file can't be read, holds nothing usable, or the two don't belong together.
+pub fn acceptor(files: &ServerTls) -> Result<TlsAcceptor, BindError> {
+    let chain: Vec<_> = CertificateDer::pem_file_iter(&files.certificate)
+        .and_then(Iterator::collect)
+        .map_err(|error| BindError::Pem {
+            path: files.certificate.display().to_string(),
+            cause: error.to_string(),
+        })?;
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| BindError::Pem {
+        path: files.key.display().to_string(),
+        cause: error.to_string(),
+    })?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}

@@ -1,0 +1,223 @@
+//! `when:` conditions, in CEL.
+//!
+//! 1. An expression sees `principal` (subject, issuer, client, scopes, roles, groups, claims), `tool` (the tool's or
+//!    prompt's name, or the resource's URI), `args`, `route` and `now`. `principal.roles` are the configured roles.
+//! 2. Anything but `true` or `false` is an error, and an error never allows (r11).
+//! 3. Arguments are parsed only for a rule that otherwise matches.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cel::common::ast::{EntryExpr, Expr, IdedExpr};
+use cel::{Context, Program, Value};
+
+use super::Roles;
+use crate::authn::Principal;
+use crate::clock::UnixSeconds;
+
+/// Longest expression.
+const MAX_LENGTH: usize = 4096;
+
+/// A compiled condition.
+#[derive(Debug)]
+pub struct When {
+    program: Program,
+    uses_args: bool,
+}
+
+/// What a condition is asked about.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    pub principal: &'a Principal,
+    pub roles: &'a Roles,
+    pub route: &'a str,
+    pub target: &'a str,
+    /// Raw JSON; none is an empty map.
+    pub arguments: Option<&'a [u8]>,
+    pub now: UnixSeconds,
+}
+
+/// The condition could not be decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Undecided;
+
+impl When {
+    /// Compiles an expression.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn compile(text: &str) -> Result<Self, String> {
+        if text.len() > MAX_LENGTH {
+            return Err(format!("the expression is over {MAX_LENGTH} bytes"));
+        }
+        let program = Program::compile(text).map_err(|error| format!("not a CEL expression: {error}"))?;
+        let mut free = Vec::new();
+        free_variables(program.expression(), &mut Vec::new(), &mut free);
+        let known = ["principal", "tool", "args", "route", "now"];
+        if let Some(name) = free.iter().find(|name| !known.contains(name)) {
+            return Err(format!(
+                "unknown variable \"{name}\"; there are principal, tool, args, route and now"
+            ));
+        }
+        let uses_args = free.contains(&"args");
+        Ok(Self { program, uses_args })
+    }
+
+    /// Whether the arguments of a call decide it.
+    pub fn uses_args(&self) -> bool {
+        self.uses_args
+    }
+
+    /// Decides.
+    ///
+    /// # Errors
+    /// When the evaluation fails or yields no boolean.
+    pub fn holds(&self, question: &Question<'_>) -> Result<bool, Undecided> {
+        let Question {
+            principal,
+            roles,
+            route,
+            target,
+            arguments,
+            now,
+        } = *question;
+        let args: serde_json::Value = match arguments {
+            Some(arguments) if self.uses_args => serde_json::from_slice(arguments).map_err(|_| Undecided)?,
+            _ => serde_json::json!({}),
+        };
+        let granted = roles
+            .names()
+            .iter()
+            .enumerate()
+            .filter(|(role, _)| principal.granted.has(*role))
+            .map(|(_, name)| &**name);
+        let caller: HashMap<&str, Value> = HashMap::from([
+            ("subject", text(&principal.subject)),
+            ("issuer", text(&principal.issuer)),
+            ("client", text(principal.client.as_deref().unwrap_or_default())),
+            ("scopes", texts(principal.scopes.iter().map(String::as_str))),
+            ("roles", texts(granted)),
+            ("groups", texts(principal.groups.iter().map(String::as_str))),
+            ("claims", map(&principal.claims)),
+        ]);
+        let mut context = Context::default();
+        context.add_variable_from_value("principal", Value::from(caller));
+        context.add_variable_from_value("args", value(&args));
+        context.add_variable_from_value("tool", text(target));
+        context.add_variable_from_value("route", text(route));
+        let now = chrono::DateTime::from_timestamp(i64::try_from(now).unwrap_or(i64::MAX), 0).ok_or(Undecided)?;
+        context.add_variable_from_value("now", Value::Timestamp(now.fixed_offset()));
+        match self.program.execute(&context) {
+            Ok(Value::Bool(holds)) => Ok(holds),
+            _ => Err(Undecided),
+        }
+    }
+}
+
+fn text(text: &str) -> Value {
+    Value::String(Arc::new(text.to_owned()))
+}
+
+fn texts<'a>(list: impl Iterator<Item = &'a str>) -> Value {
+    Value::List(Arc::new(list.map(text).collect()))
+}
+
+fn map(object: &serde_json::Map<String, serde_json::Value>) -> Value {
+    let entries: HashMap<&str, Value> = object
+        .iter()
+        .map(|(key, member)| (key.as_str(), value(member)))
+        .collect();
+    Value::from(entries)
+}
+
+/// JSON as CEL sees it. A whole number is an `int` wherever it fits, as literals are: `uint` and `int` don't mix in
+/// CEL's arithmetic, and `args.n + 1` has to work.
+fn value(json: &serde_json::Value) -> Value {
+    match json {
+        serde_json::Value::Null => Value::Null,
+        serde_json::Value::Bool(bool) => Value::Bool(*bool),
+        serde_json::Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(int), _) => Value::Int(int),
+            (None, Some(uint)) => Value::UInt(uint),
+            // A number beyond every type compares with nothing.
+            (None, None) => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        serde_json::Value::String(string) => text(string),
+        serde_json::Value::Array(members) => Value::List(Arc::new(members.iter().map(value).collect())),
+        serde_json::Value::Object(object) => map(object),
+    }
+}
+
+/// The variables that an expression takes from outside: those that its comprehensions bind are its own.
+/// The parser bounds the depth.
+fn free_variables<'a>(expression: &'a IdedExpr, bound: &mut Vec<&'a str>, free: &mut Vec<&'a str>) {
+    match &expression.expr {
+        Expr::Ident(name) => {
+            // The parser's own accumulators begin with an `@`.
+            if !name.starts_with('@') && !bound.contains(&name.as_str()) {
+                free.push(name);
+            }
+        }
+        Expr::Call(call) => {
+            for part in call.target.as_deref().into_iter().chain(&call.args) {
+                free_variables(part, bound, free);
+            }
+        }
+        Expr::Comprehension(comprehension) => {
+            free_variables(&comprehension.iter_range, bound, free);
+            free_variables(&comprehension.accu_init, bound, free);
+            let outside = bound.len();
+            bound.push(&comprehension.iter_var);
+            bound.extend(comprehension.iter_var2.as_deref());
+            bound.push(&comprehension.accu_var);
+            free_variables(&comprehension.loop_cond, bound, free);
+            free_variables(&comprehension.loop_step, bound, free);
+            free_variables(&comprehension.result, bound, free);
+            bound.truncate(outside);
+        }
+        Expr::List(list) => {
+            for element in &list.elements {
+                free_variables(element, bound, free);
+            }
+        }
+        Expr::Map(map) => entries(&map.entries, bound, free),
+        Expr::Struct(structure) => entries(&structure.entries, bound, free),
+        Expr::Select(select) => free_variables(&select.operand, bound, free),
+        Expr::Literal(_) | Expr::Unspecified => {}
+    }
+}
+
+fn entries<'a>(entries: &'a [cel::common::ast::IdedEntryExpr], bound: &mut Vec<&'a str>, free: &mut Vec<&'a str>) {
+    for entry in entries {
+        match &entry.expr {
+            EntryExpr::StructField(field) => free_variables(&field.value, bound, free),
+            EntryExpr::MapEntry(entry) => {
+                free_variables(&entry.key, bound, free);
+                free_variables(&entry.value, bound, free);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_variables_from_outside_must_be_known() {
+        for (expression, good) in [
+            ("args.ids.all(i, i < 10)", true),
+            ("args.ids.exists(i, args.others.exists(j, i == j))", true),
+            ("[1].map(x, x + 1)[0] == 2 && principal.subject == tool", true),
+            ("args.ids.all(i, i < limit)", false),
+            ("args.ids.all(i, i < 10) && i == 1", false),
+            ("{'a': b}.a == 1", false),
+        ] {
+            assert_eq!(When::compile(expression).is_ok(), good, "{expression}");
+        }
+        let local = When::compile("[1].all(args, args == 1)").expect("its own args");
+        assert!(!local.uses_args());
+        assert!(When::compile("route in args.routes").expect("a condition").uses_args());
+        assert!(When::compile(&"true || ".repeat(1000)).is_err(), "too long");
+    }
+}

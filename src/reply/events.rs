@@ -1,0 +1,224 @@
+//! An event stream on its way to the caller.
+//!
+//! 1. What nobody has to look at is forwarded chunk by chunk as it came ([`Tap`] watches it pass). Where rules exist, or
+//!    answers must be told apart, whole events are looked at, and an unchanged event's bytes are still the upstream's.
+//! 2. A comment goes out after 15 s of silence, between events only.
+//! 3. A standing stream has no idle end, but ends when its caller's token does.
+//! 4. Dropping the stream drops the upstream's body, which aborts the upstream request; its [`Ending`]s count themselves
+//!    as cancelled.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use tokio::time::{Instant, Sleep};
+
+use super::ending::Ending;
+use super::inspect::Inspector;
+use super::tap::Tap;
+use crate::edge::{Body, BodyError};
+use crate::mcp::MessageOutcome;
+use crate::mcp::sse::Decoder;
+use crate::session::OpenStream;
+use crate::telemetry::{GaugeGuard, Outcome};
+use crate::upstream::UpstreamBody;
+
+/// Silence before a comment.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const COMMENT: Bytes = Bytes::from_static(b": keepalive\n\n");
+/// Longest event that is looked at whole.
+pub const MAX_EVENT: usize = 16 * 1024 * 1024;
+
+/// What is needed to relay a stream.
+pub struct Relay {
+    pub upstream: UpstreamBody,
+    pub view: View,
+    /// Calls answered on this stream.
+    pub endings: Vec<Ending>,
+    /// Written first.
+    pub prelude: VecDeque<Bytes>,
+    /// When a standing stream ends: its token's `exp`.
+    pub until: Option<Instant>,
+    /// An HTTP+SSE stream's registration.
+    pub open: Option<OpenStream>,
+    pub _guard: GaugeGuard,
+}
+
+/// How closely a stream is looked at.
+pub enum View {
+    /// Bytes pass as they come.
+    Pass(Box<Tap>),
+    /// Every event is looked at.
+    Inspect(Box<(Decoder, Inspector)>),
+}
+
+impl View {
+    /// A view that lets everything pass.
+    pub fn pass() -> Self {
+        Self::Pass(Box::default())
+    }
+
+    /// A view that shows every event to `inspector`; `decoder` may already hold the first bytes.
+    pub fn inspect(decoder: Decoder, inspector: Inspector) -> Self {
+        Self::Inspect(Box::new((decoder, inspector)))
+    }
+}
+
+struct Flow {
+    relay: Relay,
+    keepalive: std::pin::Pin<Box<Sleep>>,
+    quiet_since: Instant,
+    ended: bool,
+}
+
+/// The body the caller gets.
+pub fn body(relay: Relay) -> Body {
+    let now = Instant::now();
+    let flow = Flow {
+        relay,
+        keepalive: Box::pin(tokio::time::sleep_until(now + KEEPALIVE)),
+        quiet_since: now,
+        ended: false,
+    };
+    let frames = futures_util::stream::unfold(flow, |mut flow| async move {
+        let item = flow.next().await?;
+        Some((item.map(Frame::data), flow))
+    });
+    StreamBody::new(frames).boxed_unsync()
+}
+
+impl Flow {
+    async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
+        loop {
+            if let Some(bytes) = self.relay.prelude.pop_front() {
+                self.quiet_since = Instant::now();
+                return Some(Ok(bytes));
+            }
+            if self.ended {
+                return None;
+            }
+            let boundary = self.at_boundary();
+            let expiry = self.relay.until;
+            tokio::select! {
+                biased;
+                // A token's end counts more than whatever there still is to say.
+                () = at(expiry), if expiry.is_some() => {
+                    self.ended = true;
+                }
+                frame = self.relay.upstream.frame() => match frame {
+                    Some(Ok(frame)) => {
+                        if let Ok(bytes) = frame.into_data()
+                            && let Err(error) = self.take(bytes)
+                        {
+                            self.fail();
+                            return Some(Err(error));
+                        }
+                    }
+                    Some(Err(error)) => {
+                        self.fail();
+                        return Some(Err(error));
+                    }
+                    None => {
+                        self.ended = true;
+                        if let Err(error) = self.close() {
+                            return Some(Err(error));
+                        }
+                    }
+                },
+                Some(told) = told(&mut self.relay.open), if boundary => {
+                    self.relay.prelude.push_back(told);
+                }
+                () = &mut self.keepalive => {
+                    let due = self.quiet_since + KEEPALIVE;
+                    let now = Instant::now();
+                    if due <= now && boundary {
+                        self.relay.prelude.push_back(COMMENT);
+                        self.keepalive.as_mut().reset(now + KEEPALIVE);
+                    } else {
+                        self.keepalive.as_mut().reset(due.max(now + Duration::from_secs(1)));
+                    }
+                }
+            }
+        }
+    }
+
+    fn at_boundary(&self) -> bool {
+        match &self.relay.view {
+            View::Pass(tap) => tap.at_boundary(),
+            // Only whole events are written in this view.
+            View::Inspect(_) => true,
+        }
+    }
+
+    fn take(&mut self, bytes: Bytes) -> Result<(), BodyError> {
+        let Relay {
+            view,
+            endings,
+            prelude,
+            open,
+            ..
+        } = &mut self.relay;
+        match view {
+            View::Pass(tap) => {
+                tap.follow(&bytes, |seen| {
+                    if let Some(outcome) = outcome_of(seen.outcome)
+                        && let Some(ending) = endings.pop()
+                    {
+                        ending.finish(outcome);
+                    }
+                });
+                prelude.push_back(bytes);
+            }
+            View::Inspect(inspection) => {
+                let (decoder, inspector) = &mut **inspection;
+                decoder.push(bytes);
+                while let Some(event) = decoder.next_event()? {
+                    if let Some(bytes) = inspector.look(event, endings, open)? {
+                        prelude.push_back(bytes);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The upstream ended its stream: what was never answered isn't the client's doing.
+    fn close(&mut self) -> Result<(), BodyError> {
+        for ending in self.relay.endings.drain(..) {
+            ending.finish(Outcome::UpstreamError);
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self) {
+        self.ended = true;
+        for ending in self.relay.endings.drain(..) {
+            ending.finish(Outcome::UpstreamError);
+        }
+    }
+}
+
+async fn at(instant: Option<Instant>) {
+    if let Some(instant) = instant {
+        tokio::time::sleep_until(instant).await;
+    }
+}
+
+async fn told(open: &mut Option<OpenStream>) -> Option<Bytes> {
+    match open {
+        Some(open) => open.refusals.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The outcome a JSON-RPC answer stands for; `None` when the message was no answer.
+pub fn outcome_of(outcome: MessageOutcome) -> Option<Outcome> {
+    match outcome {
+        MessageOutcome::Success => Some(Outcome::Success),
+        MessageOutcome::ToolError => Some(Outcome::ToolError),
+        MessageOutcome::ProtocolError(_) => Some(Outcome::ProtocolError),
+        MessageOutcome::Unknown => None,
+    }
+}

@@ -1,0 +1,605 @@
+//! The last service of the stack: sends a permitted, funded call and brings its reply back.
+//!
+//! 1. What was permitted is sent and nothing else: a batch loses its refused members, and its answer gains theirs (r50).
+//! 2. A reply that nobody has to rewrite is forwarded as it comes; lists are filtered; a budgeted list is gathered.
+//! 3. The upstream's 4xx and 5xx bodies pass, since clients read them to find a server's era; its 401 does not: that
+//!    is about the gate's credential (502).
+//! 4. A new upstream session leaves sealed.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+use http_body::Body as _;
+use tower::Service;
+
+use super::ending::{Audited, Ending};
+use super::events::{self, MAX_EVENT, Relay, View};
+use super::inspect::{Endpoint, Inspector};
+use super::{gather, headers, json};
+use crate::authn::Principal;
+use crate::call::{Call, Form};
+use crate::clock::Clock;
+use crate::config::Transport;
+use crate::credential::{Funded, OutboundCredential};
+use crate::edge::rescue::refusal;
+use crate::edge::{Body, Rejection, full};
+use crate::mcp::sse::Decoder;
+use crate::mcp::{self, Era, Message, Payload};
+use crate::policy::{Decision, Permit, Permitted};
+use crate::route::Route;
+use crate::session::{SESSION_HEADER, Sealer, Session, StreamHandle, Streams, person};
+use crate::telemetry::Outcome;
+use crate::upstream::{EndpointId, Outbound, Sent, UpstreamBody};
+
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
+
+/// What all calls share.
+pub struct Shared {
+    pub sealer: Arc<Sealer>,
+    pub streams: Arc<Streams>,
+    pub clock: Clock,
+}
+
+/// The service.
+#[derive(Clone)]
+pub struct Forward(Arc<Shared>);
+
+impl Forward {
+    /// A service over these.
+    pub fn new(shared: Shared) -> Self {
+        Self(Arc::new(shared))
+    }
+}
+
+impl Service<Funded> for Forward {
+    type Response = Response<Body>;
+    type Error = Rejection;
+    type Future = BoxFuture<'static, Result<Response<Body>, Rejection>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, funded: Funded) -> Self::Future {
+        let shared = self.0.clone();
+        Box::pin(async move { shared.forward(funded).await })
+    }
+}
+
+/// How a call is sent, and sent again for its next page.
+pub struct Sending<'a> {
+    call: &'a Call,
+    permit: &'a Permit,
+    credential: OutboundCredential,
+    headers: HeaderMap,
+    method: Method,
+    target: Option<PathAndQuery>,
+}
+
+impl Sending<'_> {
+    /// The route it goes over.
+    pub fn route(&self) -> &Arc<Route> {
+        &self.call.route
+    }
+
+    /// Who asks.
+    pub fn principal(&self) -> &Principal {
+        &self.call.principal
+    }
+
+    /// The request's era.
+    pub fn era(&self) -> Era {
+        self.call.journey.call.get().map_or(Era::Legacy, |notes| notes.era)
+    }
+
+    /// Sends a body, to that endpoint if one is named.
+    pub async fn again(&self, shared: &Shared, body: Bytes, endpoint: Option<EndpointId>) -> Result<Sent, Rejection> {
+        let principal = person(self.principal());
+        let sent = self
+            .route()
+            .upstream
+            .send(
+                self.permit,
+                self.credential.clone(),
+                Outbound {
+                    method: self.method.clone(),
+                    target: self.target.clone(),
+                    headers: self.headers.clone(),
+                    body,
+                    endpoint,
+                    sticky: Some(u64::from_be_bytes(
+                        principal[..8].try_into().expect("eight of 32 bytes"),
+                    )),
+                },
+            )
+            .await?;
+        let _ = shared;
+        match sent.response.status() {
+            StatusCode::UNAUTHORIZED => Err(Rejection::CredentialRefused),
+            status if status.is_informational() || status.is_redirection() => {
+                Err(Rejection::UpstreamNonsense("its status is none that MCP knows"))
+            }
+            _ => Ok(sent),
+        }
+    }
+}
+
+impl Shared {
+    async fn forward(&self, funded: Funded) -> Result<Response<Body>, Rejection> {
+        let Funded {
+            audited: Audited { permitted, mut endings },
+            credential,
+        } = funded;
+        let kind = credential.kind;
+        let result = self.carry(&permitted, credential, kind, &mut endings).await;
+        if result.is_err() {
+            let outcome = match &result {
+                Err(Rejection::OverBudget { .. } | Rejection::InvalidCursor) => Outcome::Denied,
+                _ => Outcome::UpstreamError,
+            };
+            for ending in endings {
+                ending.finish(outcome);
+            }
+        }
+        result
+    }
+
+    async fn carry(
+        &self,
+        permitted: &Permitted,
+        credential: OutboundCredential,
+        kind: &'static str,
+        endings: &mut Vec<Ending>,
+    ) -> Result<Response<Body>, Rejection> {
+        let call = &permitted.call;
+        let era = match &call.form {
+            Form::Post { era, .. } => Some(*era),
+            Form::Message { .. } => Some(Era::Sse),
+            Form::Get | Form::Delete => None,
+        };
+        let mut headers = headers::outbound(&call.headers, era, &call.route.config.upstream.forward_headers);
+        if let Some(session) = &call.session {
+            let value = HeaderValue::try_from(&*session.upstream).map_err(|_| Rejection::UnknownSession)?;
+            headers.insert(SESSION_HEADER, value);
+        }
+        let (method, target, endpoint) = match &call.form {
+            Form::Post { .. } => (Method::POST, None, None),
+            Form::Message { stream, .. } => {
+                let (endpoint, target) = stream.target();
+                (Method::POST, Some(target.clone()), Some(endpoint.clone()))
+            }
+            Form::Get => (Method::GET, None, None),
+            Form::Delete => (Method::DELETE, None, None),
+        };
+        let endpoint = endpoint.or_else(|| call.session.as_ref().map(|session| session.endpoint.clone()));
+        let sending = Sending {
+            call,
+            permit: &permitted.permit,
+            credential,
+            headers,
+            method,
+            target,
+        };
+        match &call.form {
+            Form::Post { payload, body, era } => {
+                let body = permitted_body(payload, body, &permitted.decisions);
+                let gathered = budgeted(&call.route, payload);
+                if let Some(request) = gathered
+                    && request.cursor.is_some()
+                {
+                    return Err(Rejection::InvalidCursor);
+                }
+                let sent = self.timed(&sending, body, endpoint).await?;
+                note(endings, kind, &sent);
+                match gathered {
+                    Some(request) if sent.response.status().is_success() => {
+                        self.gathered(&sending, request, sent, endings).await
+                    }
+                    _ => self.answer(permitted, *era, payload, sent, endings).await,
+                }
+            }
+            Form::Message { stream, payload, body } => {
+                let body = permitted_body(payload, body, &permitted.decisions);
+                self.message(permitted, &sending, stream, payload, body, endpoint, kind, endings)
+                    .await
+            }
+            Form::Get => {
+                let sent = self.timed(&sending, Bytes::new(), endpoint).await?;
+                note(endings, kind, &sent);
+                self.stream(call, sent, endings)
+            }
+            Form::Delete => {
+                let sent = self.timed(&sending, Bytes::new(), endpoint).await?;
+                note(endings, kind, &sent);
+                let outcome = if sent.response.status().is_success() {
+                    Outcome::Success
+                } else {
+                    Outcome::UpstreamError
+                };
+                let (parts, body) = self.head(call, sent)?;
+                Ok(Response::from_parts(
+                    parts,
+                    json::pass(body, std::mem::take(endings), false, Some(outcome)),
+                ))
+            }
+        }
+    }
+
+    /// Sends, and counts the time that was the gate's own.
+    async fn timed(&self, sending: &Sending<'_>, body: Bytes, endpoint: Option<EndpointId>) -> Result<Sent, Rejection> {
+        let own = sending.call.journey.started.elapsed();
+        let sent = sending.again(self, body, endpoint).await;
+        sending.route().metrics.gateway_overhead(own);
+        sent
+    }
+
+    /// The reply's head as the caller gets it, its session sealed.
+    fn head(&self, call: &Call, sent: Sent) -> Result<(http::response::Parts, UpstreamBody), Rejection> {
+        let (mut parts, body) = sent.response.into_parts();
+        parts.extensions = http::Extensions::new();
+        if let Some(session) = headers::inbound(&mut parts.headers) {
+            let unusable = || Rejection::UpstreamNonsense("its session id can't be sealed into 1024 characters");
+            let session = Session {
+                endpoint: sent.endpoint,
+                upstream: session.to_str().map_err(|_| unusable())?.to_owned(),
+            };
+            let sealed = session
+                .seal(&self.sealer, call.route.name(), &call.principal)
+                .and_then(|sealed| HeaderValue::try_from(sealed).ok())
+                .ok_or_else(unusable)?;
+            parts.headers.insert(SESSION_HEADER, sealed);
+        }
+        Ok((parts, body))
+    }
+
+    async fn answer(
+        &self,
+        permitted: &Permitted,
+        era: Era,
+        payload: &Payload,
+        sent: Sent,
+        endings: &mut Vec<Ending>,
+    ) -> Result<Response<Body>, Rejection> {
+        let call = &permitted.call;
+        let refused = refused_members(call, payload, &permitted.decisions);
+        let rules = call.route.config.policy.has_rules();
+        let batch = matches!(payload, Payload::Batch(_));
+        if rules && sent.response.headers().contains_key(CONTENT_ENCODING) {
+            return Err(Rejection::UpstreamNonsense(
+                "its reply is compressed, and can't be filtered",
+            ));
+        }
+        let expects_answer = payload.messages().iter().any(|message| message.id.is_some());
+        let status = sent.response.status();
+        if is_event_stream(sent.response.headers()) && status.is_success() {
+            let (mut parts, upstream) = self.head(call, sent)?;
+            stream_headers(&mut parts.headers);
+            let inspector = self.inspector(call, era);
+            let view = if rules || batch {
+                View::inspect(Decoder::new(MAX_EVENT), inspector)
+            } else {
+                View::pass()
+            };
+            let prelude: VecDeque<Bytes> = refused.iter().map(|error| mcp::sse::message(error)).collect();
+            let listens = payload
+                .messages()
+                .iter()
+                .any(|message| &*message.method == "subscriptions/listen");
+            let body = events::body(Relay {
+                upstream,
+                view,
+                endings: std::mem::take(endings),
+                prelude,
+                until: if listens { self.expiry(&call.principal) } else { None },
+                open: None,
+                _guard: call.route.metrics.stream(),
+            });
+            return Ok(Response::from_parts(parts, body));
+        }
+        let is_json = is_media(sent.response.headers(), "application/json");
+        let (mut parts, upstream) = self.head(call, sent)?;
+        if !expects_answer || !is_json {
+            if rules && status.is_success() && !is_json && !upstream.is_end_stream() && expects_answer {
+                return Err(Rejection::UpstreamNonsense(
+                    "its reply is neither application/json nor text/event-stream",
+                ));
+            }
+            if !refused.is_empty() && status.is_success() {
+                for ending in endings.drain(..) {
+                    ending.finish(Outcome::Success);
+                }
+                return Ok(array(&refused, None));
+            }
+            let outcome = match (status.is_success(), expects_answer) {
+                (true, false) => Outcome::Success,
+                _ => Outcome::UpstreamError,
+            };
+            let body = json::pass(upstream, std::mem::take(endings), rules, Some(outcome));
+            return Ok(Response::from_parts(parts, body));
+        }
+        let lists = payload.messages().iter().any(|message| mcp::is_list(&message.method));
+        let whole = batch || (rules && (lists || json::fits(&upstream, json::WHOLE)));
+        if !whole {
+            let body = json::pass(upstream, std::mem::take(endings), rules, None);
+            return Ok(Response::from_parts(parts, body));
+        }
+        let mut bytes = json::read(upstream, json::MAX_LIST).await?;
+        let outcome = json::outcome(&bytes);
+        if rules
+            && let Some(filtered) = self
+                .inspector(call, era)
+                .filter(&bytes)
+                .map_err(|_| Rejection::UpstreamNonsense("its list can't be decoded"))?
+        {
+            bytes = filtered;
+        }
+        for ending in endings.drain(..) {
+            ending.finish(outcome);
+        }
+        if !refused.is_empty() {
+            return Ok(array(&refused, Some(&bytes)));
+        }
+        parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
+        Ok(Response::from_parts(parts, full(bytes)))
+    }
+
+    async fn gathered(
+        &self,
+        sending: &Sending<'_>,
+        request: &Message,
+        sent: Sent,
+        endings: &mut Vec<Ending>,
+    ) -> Result<Response<Body>, Rejection> {
+        let call = sending.call;
+        let budget = call
+            .route
+            .config
+            .policy
+            .budget()
+            .expect("only budgeted lists are gathered");
+        let events = is_event_stream(sent.response.headers());
+        let mut first = Response::new(());
+        *first.headers_mut() = sent.response.headers().clone();
+        let gathered = gather::gather(self, sending, request, sent, budget).await?;
+        let outcome = json::outcome(&gathered.answer);
+        for ending in endings.drain(..) {
+            ending.finish(outcome);
+        }
+        let mut headers = first.into_parts().0.headers;
+        headers::inbound(&mut headers);
+        headers.remove(CONTENT_LENGTH);
+        let body = if events {
+            stream_headers(&mut headers);
+            let mut body = gathered.before.concat();
+            body.extend_from_slice(&mcp::sse::message(&gathered.answer));
+            body.into()
+        } else {
+            gathered.answer
+        };
+        let mut response = Response::new(full(body));
+        *response.headers_mut() = headers;
+        Ok(response)
+    }
+
+    /// A message to an HTTP+SSE stream: the answer, if any, comes over the stream.
+    #[expect(clippy::too_many_arguments, reason = "one call's parts")]
+    async fn message(
+        &self,
+        permitted: &Permitted,
+        sending: &Sending<'_>,
+        stream: &StreamHandle,
+        payload: &Payload,
+        body: Bytes,
+        endpoint: Option<EndpointId>,
+        kind: &'static str,
+        endings: &mut Vec<Ending>,
+    ) -> Result<Response<Body>, Rejection> {
+        let call = sending.call;
+        let upstream_name: Arc<str> = call.route.upstream.describe(stream.target().0);
+        let mut waiting = Vec::new();
+        // Registered before the message is sent: the answer may overtake the 202.
+        for mut ending in endings.drain(..) {
+            ending.sent(kind, &upstream_name);
+            let id = ending
+                .member()
+                .and_then(|member| payload.messages().get(member)?.id.clone());
+            match id {
+                Some(id) => {
+                    stream.wait_for(id.clone(), ending);
+                    waiting.push(id);
+                }
+                None => ending.finish(Outcome::Success),
+            }
+        }
+        let sent = match self.timed(sending, body, endpoint).await {
+            Ok(sent) => sent,
+            Err(rejection) => {
+                endings.extend(waiting.iter().filter_map(|id| stream.answered(id)));
+                return Err(rejection);
+            }
+        };
+        for error in refused_members(call, payload, &permitted.decisions) {
+            stream.tell(mcp::sse::message(&error));
+        }
+        if !sent.response.status().is_success() {
+            for ending in waiting.iter().filter_map(|id| stream.answered(id)) {
+                ending.finish(Outcome::UpstreamError);
+            }
+        }
+        let (parts, body) = self.head(call, sent)?;
+        let body = json::pass(body, Vec::new(), call.route.config.policy.has_rules(), None);
+        Ok(Response::from_parts(parts, body))
+    }
+
+    /// GET: a standing stream.
+    fn stream(&self, call: &Call, sent: Sent, endings: &mut Vec<Ending>) -> Result<Response<Body>, Rejection> {
+        let status = sent.response.status();
+        let rules = call.route.config.policy.has_rules();
+        if !is_event_stream(sent.response.headers()) || !status.is_success() {
+            let (parts, body) = self.head(call, sent)?;
+            let outcome = if status.is_success() {
+                Outcome::Success
+            } else {
+                Outcome::UpstreamError
+            };
+            let body = json::pass(body, std::mem::take(endings), rules, Some(outcome));
+            return Ok(Response::from_parts(parts, body));
+        }
+        let transport = call.route.config.upstream.transport;
+        let opens = transport == Transport::Sse
+            || (transport == Transport::Auto
+                && call.session.is_none()
+                && !call.headers.contains_key(PROTOCOL_VERSION)
+                && !call.headers.contains_key(LAST_EVENT_ID));
+        let endpoint = sent.endpoint.clone();
+        let (mut parts, upstream) = self.head(call, sent)?;
+        stream_headers(&mut parts.headers);
+        for ending in endings.drain(..) {
+            ending.finish(Outcome::Success);
+        }
+        let mut inspector = self.inspector(call, if opens { Era::Sse } else { Era::Legacy });
+        let view = if opens {
+            inspector.endpoint = Some(Endpoint {
+                id: endpoint,
+                streams: self.streams.clone(),
+                sealer: self.sealer.clone(),
+                required: transport == Transport::Sse,
+            });
+            View::inspect(Decoder::new(MAX_EVENT), inspector)
+        } else if rules {
+            View::inspect(Decoder::new(MAX_EVENT), inspector)
+        } else {
+            View::pass()
+        };
+        let body = events::body(Relay {
+            upstream,
+            view,
+            endings: Vec::new(),
+            prelude: VecDeque::new(),
+            until: self.expiry(&call.principal),
+            open: None,
+            _guard: call.route.metrics.stream(),
+        });
+        Ok(Response::from_parts(parts, body))
+    }
+
+    fn inspector(&self, call: &Call, era: Era) -> Inspector {
+        Inspector {
+            route: call.route.clone(),
+            principal: call.principal.clone(),
+            era,
+            journey: call.journey.clone(),
+            clock: self.clock.clone(),
+            endpoint: None,
+        }
+    }
+
+    fn expiry(&self, principal: &Principal) -> Option<tokio::time::Instant> {
+        let left = principal.expires?.saturating_sub(self.clock.now());
+        // A century is as good as never, and a token that says `u64::MAX` must not overflow the timer.
+        Some(tokio::time::Instant::now() + Duration::from_secs(left.min(100 * 365 * 86_400)))
+    }
+}
+
+/// The tools/list that has to be gathered, if this is one.
+fn budgeted<'a>(route: &Route, payload: &'a Payload) -> Option<&'a Message> {
+    route.config.policy.budget()?;
+    match payload {
+        Payload::Single(message) => (&*message.method == "tools/list" && message.id.is_some()).then_some(message),
+        Payload::Batch(_) => None,
+    }
+}
+
+fn note(endings: &mut [Ending], kind: &'static str, sent: &Sent) {
+    for ending in endings {
+        ending.sent(kind, &sent.name);
+    }
+}
+
+/// The body that may be sent: as it came when all of it was permitted.
+fn permitted_body(payload: &Payload, body: &Bytes, decisions: &[Decision]) -> Bytes {
+    if decisions.iter().all(Decision::is_allowed) {
+        return body.clone();
+    }
+    let mut array = vec![b'['];
+    for (message, _) in payload
+        .messages()
+        .iter()
+        .zip(decisions)
+        .filter(|(_, decision)| decision.is_allowed())
+    {
+        if array.len() > 1 {
+            array.push(b',');
+        }
+        array.extend_from_slice(&message.raw);
+    }
+    array.push(b']');
+    array.into()
+}
+
+/// The errors that answer a batch's refused requests.
+fn refused_members(call: &Call, payload: &Payload, decisions: &[Decision]) -> Vec<Vec<u8>> {
+    payload
+        .messages()
+        .iter()
+        .zip(decisions)
+        .filter(|(message, decision)| !decision.is_allowed() && message.id.is_some())
+        .map(|(message, decision)| refusal(message.id.as_ref(), decision, &call.principal))
+        .collect()
+}
+
+/// Several answers as one array; `more` is the upstream's.
+fn array(errors: &[Vec<u8>], more: Option<&Bytes>) -> Response<Body> {
+    let mut body = vec![b'['];
+    for error in errors {
+        if body.len() > 1 {
+            body.push(b',');
+        }
+        body.extend_from_slice(error);
+    }
+    if let Some(more) = more {
+        let inner = more.trim_ascii();
+        let inner = inner
+            .strip_prefix(b"[")
+            .and_then(|inner| inner.strip_suffix(b"]"))
+            .unwrap_or(inner);
+        if !inner.trim_ascii().is_empty() {
+            body.push(b',');
+            body.extend_from_slice(inner);
+        }
+    }
+    body.push(b']');
+    let mut response = Response::new(full(body));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn stream_headers(headers: &mut HeaderMap) {
+    headers.remove(CONTENT_LENGTH);
+    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+}
+
+/// Whether a reply is `text/event-stream`.
+pub fn is_event_stream(headers: &HeaderMap) -> bool {
+    is_media(headers, "text/event-stream")
+}
+
+fn is_media(headers: &HeaderMap, media: &str) -> bool {
+    headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(';').next())
+        .is_some_and(|value| value.trim().eq_ignore_ascii_case(media))
+}

@@ -1,0 +1,214 @@
+//! The key that seals, kept between starts in `seal.key` of the state directory.
+//!
+//! 1. Made once: written aside with mode 0600, flushed, linked into place, and the directory flushed. Of two processes
+//!    that start together one link wins and the other reads the winner's key.
+//! 2. A directory that can't be written is a warning: the key lives in memory and sessions end with the process.
+//! 3. A key file that others may read, that is no regular file or that holds anything else is an error: replacing it
+//!    silently would end every session, and using it might share them.
+
+use std::fmt::Write as _;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use zeroize::Zeroizing;
+
+use super::seal::{Sealer, random_key};
+use crate::config::SealKey;
+
+const NAME: &str = "seal.key";
+/// Base64 of 32 bytes, and room for a line's end.
+const MAX_FILE: u64 = 64;
+
+/// Sealed sessions won't survive a restart.
+#[derive(Debug, thiserror::Error)]
+#[error("state.directory {}: {cause}; the seal key stays in memory and sessions end with this process", .directory.display())]
+pub struct KeyFileWarning {
+    pub directory: PathBuf,
+    cause: io::Error,
+}
+
+/// A key file that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    #[error("{}: others may read it (mode {mode:04o}); `chmod 600` it, or remove it to end all sessions", .path.display())]
+    TooOpen { path: PathBuf, mode: u32 },
+    #[error("{}: not a seal key (base64 of 32 bytes); remove it to have a new one made", .path.display())]
+    Malformed { path: PathBuf },
+    #[error("{}: can't be read: {cause}", .path.display())]
+    Unreadable { path: PathBuf, cause: io::Error },
+}
+
+/// Reads the key of `directory`, or makes one.
+///
+/// # Errors
+/// The key file is there and can't be used.
+pub fn load_or_create(directory: &Path) -> Result<(Sealer, Option<KeyFileWarning>), KeyFileError> {
+    let path = directory.join(NAME);
+    if let Some(key) = read(&path)? {
+        return Ok((Sealer::new(&[key]), None));
+    }
+    let key = random_key();
+    match create(directory, &path, &key) {
+        Ok(()) => Ok((Sealer::new(&[key]), None)),
+        Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => match read(&path)? {
+            Some(winners) => Ok((Sealer::new(&[winners]), None)),
+            None => Err(KeyFileError::Unreadable { path, cause }),
+        },
+        Err(cause) => Ok((
+            Sealer::new(&[key]),
+            Some(KeyFileWarning {
+                directory: directory.to_owned(),
+                cause,
+            }),
+        )),
+    }
+}
+
+/// `None`: there is no such file, or no such directory.
+fn read(path: &Path) -> Result<Option<SealKey>, KeyFileError> {
+    let unreadable = |cause| KeyFileError::Unreadable {
+        path: path.to_owned(),
+        cause,
+    };
+    let link = match path.symlink_metadata() {
+        Ok(link) => link,
+        // Not even a look into the directory is allowed, so no key can be kept there: creating one will say why.
+        Err(cause) if matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(cause) => return Err(unreadable(cause)),
+    };
+    if !link.is_file() {
+        return Err(KeyFileError::Malformed { path: path.to_owned() });
+    }
+    let file = File::open(path).map_err(unreadable)?;
+    let mode = file.metadata().map_err(unreadable)?.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(KeyFileError::TooOpen {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    let mut text = Zeroizing::new(String::with_capacity(MAX_FILE as usize + 1));
+    if let Err(cause) = file.take(MAX_FILE + 1).read_to_string(&mut text)
+        && cause.kind() != io::ErrorKind::InvalidData
+    {
+        return Err(unreadable(cause));
+    }
+    let key = decode(text.trim_end()).ok_or_else(|| KeyFileError::Malformed { path: path.to_owned() })?;
+    Ok(Some(key))
+}
+
+fn decode(text: &str) -> Option<SealKey> {
+    let bytes = Zeroizing::new(STANDARD.decode(text).ok()?);
+    Some(SealKey(Zeroizing::new(bytes.as_slice().try_into().ok()?)))
+}
+
+/// Fails with `AlreadyExists` when another process was first.
+fn create(directory: &Path, path: &Path, key: &SealKey) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let mut aside = format!(".{NAME}.");
+    for byte in &random_key().0[..8] {
+        write!(aside, "{byte:02x}").expect("a String takes any text");
+    }
+    let aside = directory.join(aside);
+    let written = write_new(&aside, key).and_then(|()| std::fs::hard_link(&aside, path));
+    // Whether or not it was linked, the name aside has done its work; a leftover is harmless and 0600.
+    let _ = std::fs::remove_file(&aside);
+    written?;
+    File::open(directory)?.sync_all()
+}
+
+fn write_new(path: &Path, key: &SealKey) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let text = Zeroizing::new(STANDARD.encode(key.0.as_slice()) + "\n");
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::seal::Purpose;
+    use super::*;
+
+    fn same(one: &Sealer, two: &Sealer) -> bool {
+        one.hmac(Purpose::Session, b"") == two.hmac(Purpose::Session, b"")
+    }
+
+    #[test]
+    fn a_key_is_made_once_and_found_again() {
+        let state = tempfile::tempdir().unwrap();
+        let directory = state.path().join("deep/state");
+        let (first, warning) = load_or_create(&directory).unwrap();
+        assert!(warning.is_none());
+        let (second, _) = load_or_create(&directory).unwrap();
+        assert!(same(&first, &second));
+        let mode = directory.join(NAME).metadata().unwrap().mode() & 0o777;
+        assert_eq!(mode, 0o600);
+        assert_eq!(directory.read_dir().unwrap().count(), 1, "nothing is left aside");
+    }
+
+    #[test]
+    fn racers_agree_on_one_key() {
+        let state = tempfile::tempdir().unwrap();
+        let barrier = std::sync::Barrier::new(8);
+        let sealers: Vec<Sealer> = std::thread::scope(|scope| {
+            let race = || {
+                barrier.wait();
+                load_or_create(state.path()).unwrap().0
+            };
+            let racers: Vec<_> = (0..8).map(|_| scope.spawn(race)).collect();
+            racers.into_iter().map(|racer| racer.join().unwrap()).collect()
+        });
+        assert!(sealers.iter().all(|sealer| same(sealer, &sealers[0])));
+        assert!(same(&sealers[0], &load_or_create(state.path()).unwrap().0));
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_a_warning() {
+        let state = tempfile::tempdir().unwrap();
+        let file = state.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let (_, warning) = load_or_create(&file.join("state")).unwrap();
+        assert!(warning.unwrap().to_string().contains("in memory"));
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_is_refused() {
+        let state = tempfile::tempdir().unwrap();
+        load_or_create(state.path()).unwrap();
+        let path = state.path().join(NAME);
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
+        let error = load_or_create(state.path()).err().unwrap();
+        assert!(matches!(error, KeyFileError::TooOpen { mode: 0o640, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_malformed_key_is_refused_and_left_alone() {
+        for text in ["", "not base64", "AAAA", &"A".repeat(100), &STANDARD.encode([0; 33])] {
+            let state = tempfile::tempdir().unwrap();
+            let path = state.path().join(NAME);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+            let error = load_or_create(state.path()).err().unwrap();
+            assert!(matches!(error, KeyFileError::Malformed { .. }), "{text:?}: {error}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn a_symbolic_link_is_refused() {
+        let state = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("elsewhere", state.path().join(NAME)).unwrap();
+        assert!(matches!(
+            load_or_create(state.path()),
+            Err(KeyFileError::Malformed { .. })
+        ));
+    }
+}

@@ -1,0 +1,335 @@
+//! Seals: what the gateway hands to a client and must recognise, whole and its own, when it comes back.
+//!
+//! 1. A sealed text is `version | key id | nonce | ciphertext and tag` in base64url without padding, at most 1,024
+//!    characters. The head and the purpose are authenticated too: a session never opens as a task id.
+//! 2. Each purpose has its own subkeys (HKDF-SHA256, RFC 5869), so one configured key serves them all.
+//! 3. AES-256-GCM-SIV (RFC 8452) with a random nonce: a repeated nonce, however unlikely, reveals only equality.
+//! 4. Whatever is wrong with a text, the answer is one and the same [`SealError::Invalid`].
+//! 5. The first key seals, all open: rotation is to put a new key in front and drop the old one when sessions are gone.
+
+use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
+use aws_lc_rs::{hkdf, hmac, rand};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use zeroize::Zeroizing;
+
+use crate::config::SealKey;
+
+const VERSION: u8 = 1;
+const KEY_ID_LEN: usize = 4;
+const TAG_LEN: usize = 16;
+const HEAD_LEN: usize = 1 + KEY_ID_LEN + NONCE_LEN;
+/// Characters of a sealed text.
+pub const MAX_SEALED: usize = 1024;
+/// Bytes that fit into a sealed text.
+pub const MAX_PLAINTEXT: usize = MAX_SEALED / 4 * 3 - HEAD_LEN - TAG_LEN;
+
+/// What a sealed text is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// `Mcp-Session-Id`.
+    Session,
+    /// `session_id` of an HTTP+SSE endpoint event.
+    SseSession,
+    /// A task's id.
+    Task,
+    /// HMAC of arguments in the audit log.
+    AuditArguments,
+}
+
+impl Purpose {
+    const ALL: [Self; 4] = [Self::Session, Self::SseSession, Self::Task, Self::AuditArguments];
+
+    fn label(self) -> &'static [u8] {
+        match self {
+            Self::Session => b"session",
+            Self::SseSession => b"sse-session",
+            Self::Task => b"task",
+            Self::AuditArguments => b"audit-arguments",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SealError {
+    /// Forged, damaged, of another purpose, or sealed with a key that is gone; nobody is told which.
+    #[error("not a seal of this gateway")]
+    Invalid,
+    /// More than [`MAX_PLAINTEXT`] bytes to seal.
+    #[error("too long to be sealed")]
+    TooLong,
+}
+
+/// Seals and opens. Has no `Debug`: it holds keys.
+pub struct Sealer {
+    /// Never empty; the first seals.
+    keys: Vec<Keys>,
+}
+
+/// One configured key's subkeys.
+struct Keys {
+    id: [u8; KEY_ID_LEN],
+    /// By `Purpose as usize`.
+    ciphers: [RandomizedNonceKey; Purpose::ALL.len()],
+    macs: [hmac::Key; Purpose::ALL.len()],
+}
+
+impl Sealer {
+    /// Derives the subkeys of each key. Without any key a fresh one is made, which ends with the process.
+    pub fn new(keys: &[SealKey]) -> Self {
+        if keys.is_empty() {
+            return Self {
+                keys: vec![Keys::derive(&random_key())],
+            };
+        }
+        Self {
+            keys: keys.iter().map(Keys::derive).collect(),
+        }
+    }
+
+    /// Seals up to [`MAX_PLAINTEXT`] bytes with the first key.
+    ///
+    /// # Errors
+    /// [`SealError::TooLong`].
+    pub fn seal(&self, purpose: Purpose, plaintext: &[u8]) -> Result<String, SealError> {
+        if plaintext.len() > MAX_PLAINTEXT {
+            return Err(SealError::TooLong);
+        }
+        let keys = &self.keys[0];
+        let mut body = Vec::with_capacity(plaintext.len() + TAG_LEN);
+        body.extend_from_slice(plaintext);
+        let nonce = keys.ciphers[purpose as usize]
+            .seal_in_place_append_tag(Aad::from(associated(&keys.id, purpose)), &mut body)
+            .expect("a bounded text can be sealed");
+        let mut sealed = Vec::with_capacity(HEAD_LEN + body.len());
+        sealed.push(VERSION);
+        sealed.extend_from_slice(&keys.id);
+        sealed.extend_from_slice(nonce.as_ref());
+        sealed.extend_from_slice(&body);
+        Ok(URL_SAFE_NO_PAD.encode(sealed))
+    }
+
+    /// Opens what [`Sealer::seal`] made for the same purpose.
+    ///
+    /// # Errors
+    /// [`SealError::Invalid`], whatever the fault.
+    pub fn open(&self, purpose: Purpose, sealed: &str) -> Result<Vec<u8>, SealError> {
+        if sealed.len() > MAX_SEALED {
+            return Err(SealError::Invalid);
+        }
+        let mut sealed = URL_SAFE_NO_PAD.decode(sealed).map_err(|_| SealError::Invalid)?;
+        if sealed.len() < HEAD_LEN + TAG_LEN || sealed[0] != VERSION {
+            return Err(SealError::Invalid);
+        }
+        let (head, body) = sealed.split_at_mut(HEAD_LEN);
+        let (id, nonce) = head[1..].split_at(KEY_ID_LEN);
+        // An unknown key id costs what a forged text costs: the first key tries, with an id it wasn't made for.
+        let id: [u8; KEY_ID_LEN] = id.try_into().expect("split at its length");
+        let keys = self.keys.iter().find(|keys| keys.id == id).unwrap_or(&self.keys[0]);
+        let nonce = Nonce::try_assume_unique_for_key(nonce).expect("the rest of the head is the nonce");
+        keys.ciphers[purpose as usize]
+            .open_in_place(nonce, Aad::from(associated(&id, purpose)), body)
+            .map(|plaintext| plaintext.to_vec())
+            .map_err(|_| SealError::Invalid)
+    }
+
+    /// HMAC-SHA256 under the purpose's subkey of the first key, in base64url: equal inputs can be recognised, and
+    /// nothing be read.
+    pub fn hmac(&self, purpose: Purpose, bytes: &[u8]) -> String {
+        URL_SAFE_NO_PAD.encode(hmac::sign(&self.keys[0].macs[purpose as usize], bytes))
+    }
+}
+
+impl Keys {
+    fn derive(key: &SealKey) -> Self {
+        let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, b"portcullis seal v1");
+        let root = salt.extract(key.0.as_slice());
+        let mut id = [0; KEY_ID_LEN];
+        id.copy_from_slice(&expand(&root, &[b"key-id"])[..KEY_ID_LEN]);
+        let cipher = |purpose: Purpose| {
+            RandomizedNonceKey::new(&AES_256_GCM_SIV, expand(&root, &[b"seal/", purpose.label()]).as_slice())
+                .expect("a subkey has the cipher's length")
+        };
+        let mac = |purpose: Purpose| {
+            hmac::Key::new(
+                hmac::HMAC_SHA256,
+                expand(&root, &[b"hmac/", purpose.label()]).as_slice(),
+            )
+        };
+        Self {
+            id,
+            ciphers: Purpose::ALL.map(cipher),
+            macs: Purpose::ALL.map(mac),
+        }
+    }
+}
+
+fn expand(root: &hkdf::Prk, info: &[&[u8]]) -> Zeroizing<[u8; 32]> {
+    let mut subkey = Zeroizing::new([0; 32]);
+    root.expand(info, hkdf::HKDF_SHA256)
+        .and_then(|okm| okm.fill(subkey.as_mut_slice()))
+        .expect("HKDF gives up to 255 blocks");
+    subkey
+}
+
+/// What is authenticated and not encrypted; the purpose comes last, as the only part of varying length.
+fn associated(id: &[u8; KEY_ID_LEN], purpose: Purpose) -> Vec<u8> {
+    [&[VERSION], id.as_slice(), purpose.label()].concat()
+}
+
+/// A key from the system's generator.
+pub(super) fn random_key() -> SealKey {
+    let mut key = Zeroizing::new([0; 32]);
+    rand::fill(key.as_mut_slice()).expect("the system's random generator works");
+    SealKey(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sealer(bytes: &[u8]) -> Sealer {
+        let keys: Vec<_> = bytes.iter().map(|byte| SealKey(Zeroizing::new([*byte; 32]))).collect();
+        Sealer::new(&keys)
+    }
+
+    #[test]
+    fn purposes_are_indexed_in_order() {
+        for (index, purpose) in Purpose::ALL.into_iter().enumerate() {
+            assert_eq!(purpose as usize, index);
+        }
+    }
+
+    #[test]
+    fn two_seals_of_one_text_differ_and_both_open() {
+        let sealer = sealer(&[1]);
+        let one = sealer.seal(Purpose::Session, b"same").unwrap();
+        let two = sealer.seal(Purpose::Session, b"same").unwrap();
+        assert_ne!(one, two);
+        assert_eq!(sealer.open(Purpose::Session, &one).unwrap(), b"same");
+        assert_eq!(sealer.open(Purpose::Session, &two).unwrap(), b"same");
+    }
+
+    #[test]
+    fn a_wrong_purpose_never_opens() {
+        let sealer = sealer(&[1]);
+        for made in Purpose::ALL {
+            let sealed = sealer.seal(made, b"text").unwrap();
+            for asked in Purpose::ALL {
+                assert_eq!(
+                    sealer.open(asked, &sealed).is_ok(),
+                    made == asked,
+                    "{made:?} as {asked:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn rotated_keys_open_and_removed_ones_do_not() {
+        let old = sealer(&[1]).seal(Purpose::Session, b"text").unwrap();
+        let rotated = sealer(&[2, 1]);
+        assert_eq!(rotated.open(Purpose::Session, &old).unwrap(), b"text");
+        let new = rotated.seal(Purpose::Session, b"text").unwrap();
+        assert_eq!(sealer(&[1]).open(Purpose::Session, &new), Err(SealError::Invalid));
+        assert_eq!(sealer(&[2]).open(Purpose::Session, &new).unwrap(), b"text");
+        assert_eq!(sealer(&[2]).open(Purpose::Session, &old), Err(SealError::Invalid));
+    }
+
+    #[test]
+    fn without_keys_each_sealer_is_its_own() {
+        let sealed = Sealer::new(&[]).seal(Purpose::Session, b"text").unwrap();
+        assert_eq!(
+            Sealer::new(&[]).open(Purpose::Session, &sealed),
+            Err(SealError::Invalid)
+        );
+    }
+
+    #[test]
+    fn the_longest_text_fits_and_one_more_byte_does_not() {
+        let sealer = sealer(&[1]);
+        let sealed = sealer.seal(Purpose::Session, &[7; MAX_PLAINTEXT]).unwrap();
+        assert!(sealed.len() <= MAX_SEALED);
+        assert_eq!(sealer.open(Purpose::Session, &sealed).unwrap(), [7; MAX_PLAINTEXT]);
+        assert_eq!(
+            sealer.seal(Purpose::Session, &[7; MAX_PLAINTEXT + 1]),
+            Err(SealError::TooLong)
+        );
+    }
+
+    #[test]
+    fn texts_that_were_never_seals_are_refused() {
+        let sealer = sealer(&[1]);
+        let good = sealer.seal(Purpose::Session, b"text").unwrap();
+        let texts = [
+            String::new(),
+            "AQ".to_owned(),
+            "not base64 !".to_owned(),
+            format!("{good}="),
+            format!("{good} "),
+            good[..good.len() - 4].to_owned(),
+            format!("{good}AAAA"),
+            "A".repeat(MAX_SEALED + 4),
+            "A".repeat(MAX_SEALED),
+        ];
+        for text in texts {
+            assert_eq!(
+                sealer.open(Purpose::Session, &text),
+                Err(SealError::Invalid),
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_digest_depends_on_key_purpose_and_bytes() {
+        let one = sealer(&[1]);
+        let digest = one.hmac(Purpose::AuditArguments, b"{}");
+        assert_eq!(digest, one.hmac(Purpose::AuditArguments, b"{}"));
+        assert_eq!(digest.len(), 43);
+        assert_ne!(digest, one.hmac(Purpose::AuditArguments, b"{ }"));
+        assert_ne!(digest, one.hmac(Purpose::Session, b"{}"));
+        assert_ne!(digest, sealer(&[2]).hmac(Purpose::AuditArguments, b"{}"));
+    }
+
+    proptest! {
+        #[test]
+        fn open_after_seal(text in proptest::collection::vec(any::<u8>(), 0..=MAX_PLAINTEXT)) {
+            let sealer = sealer(&[3, 4]);
+            let sealed = sealer.seal(Purpose::Task, &text).unwrap();
+            prop_assert!(sealed.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'));
+            prop_assert_eq!(sealer.open(Purpose::Task, &sealed).unwrap(), text);
+        }
+
+        #[test]
+        fn any_flipped_bit_fails(
+            text in proptest::collection::vec(any::<u8>(), 0..64),
+            place in any::<proptest::sample::Index>(),
+            bit in 0..8_u8,
+        ) {
+            let sealer = sealer(&[3, 4]);
+            let sealed = sealer.seal(Purpose::Session, &text).unwrap();
+            let mut bytes = URL_SAFE_NO_PAD.decode(&sealed).unwrap();
+            let place = place.index(bytes.len());
+            bytes[place] ^= 1 << bit;
+            let forged = URL_SAFE_NO_PAD.encode(bytes);
+            prop_assert_eq!(sealer.open(Purpose::Session, &forged), Err(SealError::Invalid));
+        }
+
+        #[test]
+        fn any_changed_character_fails(
+            text in proptest::collection::vec(any::<u8>(), 0..64),
+            place in any::<proptest::sample::Index>(),
+            with in "[A-Za-z0-9_-]",
+        ) {
+            let sealer = sealer(&[3]);
+            let sealed = sealer.seal(Purpose::Session, &text).unwrap();
+            let place = place.index(sealed.len());
+            let mut forged = sealed.clone();
+            forged.replace_range(place..=place, &with);
+            prop_assume!(forged != sealed);
+            prop_assert_eq!(sealer.open(Purpose::Session, &forged), Err(SealError::Invalid));
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! pingora chooses and keeps health; what it chooses among are our endpoints.
+//!
+//! pingora's backends are socket addresses, while endpoints are URLs whose names are resolved when they are dialled. So
+//! a backend's address here is a name only (IPv6 discard prefix, RFC 6666, endpoint's number in the last bits) and is
+//! never connected to: health checks go through the endpoint's own client, TLS included.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{Method, Request, Uri};
+use http_body_util::Full;
+use pingora_load_balancing::health_check::HealthCheck;
+use pingora_load_balancing::selection::{Consistent, Random, RoundRobin};
+use pingora_load_balancing::{Backend, Backends, LoadBalancer, discovery};
+
+use super::Endpoint;
+use crate::config::{self, Balance};
+
+/// Longest time a health check may take.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Chooses endpoints by number.
+pub enum Balancer {
+    RoundRobin(LoadBalancer<RoundRobin>),
+    Random(LoadBalancer<Random>),
+    Sticky(LoadBalancer<Consistent>),
+}
+
+impl Balancer {
+    /// A balancer over these endpoints, which are healthy until a check says otherwise.
+    pub fn new(balance: Balance, endpoints: &Arc<[Arc<Endpoint>]>, health: Option<&config::Health>) -> Self {
+        let set: BTreeSet<Backend> = (0..endpoints.len()).map(backend).collect();
+        let mut backends = Backends::new(discovery::Static::new(set));
+        if let Some(health) = health {
+            backends.set_health_check(Box::new(Check {
+                endpoints: endpoints.clone(),
+                check: health.check.clone(),
+            }));
+        }
+        match balance {
+            Balance::RoundRobin => Self::RoundRobin(ready(LoadBalancer::from_backends(backends))),
+            Balance::Random => Self::Random(ready(LoadBalancer::from_backends(backends))),
+            Balance::Sticky => Self::Sticky(ready(LoadBalancer::from_backends(backends))),
+        }
+    }
+
+    /// A healthy endpoint that `open` accepts.
+    pub fn choose(&self, key: &[u8], open: impl Fn(usize) -> bool) -> Option<usize> {
+        // Every endpoint is met within this many steps of any of the three.
+        let most = self.backends().get_backend().len() * 4;
+        let accept = |backend: &Backend, healthy: bool| healthy && open(number(backend));
+        let chosen = match self {
+            Self::RoundRobin(balancer) => balancer.select_with(key, most, accept),
+            Self::Random(balancer) => balancer.select_with(key, most, accept),
+            Self::Sticky(balancer) => balancer.select_with(key, most, accept),
+        };
+        chosen.map(|backend| number(&backend))
+    }
+
+    /// Checks all endpoints once.
+    pub async fn check(&self) {
+        self.backends().run_health_check(true).await;
+    }
+
+    /// What the last check said.
+    pub fn healthy(&self, index: usize) -> bool {
+        self.backends().ready(&backend(index))
+    }
+
+    fn backends(&self) -> &Backends {
+        match self {
+            Self::RoundRobin(balancer) => balancer.backends(),
+            Self::Random(balancer) => balancer.backends(),
+            Self::Sticky(balancer) => balancer.backends(),
+        }
+    }
+}
+
+fn ready<S>(balancer: LoadBalancer<S>) -> LoadBalancer<S>
+where
+    S: pingora_load_balancing::selection::BackendSelection + 'static,
+    S::Iter: pingora_load_balancing::selection::BackendIter,
+{
+    balancer
+        .update()
+        .now_or_never()
+        .expect("a static list is there at once")
+        .expect("a static list can't fail");
+    balancer
+}
+
+fn backend(index: usize) -> Backend {
+    let [.., a, b] = u16::try_from(index)
+        .expect("far fewer than 65,536 endpoints")
+        .to_be_bytes();
+    let ip = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, u16::from_be_bytes([a, b]));
+    Backend::new(&SocketAddr::from((ip, 1)).to_string()).expect("a socket address")
+}
+
+fn number(backend: &Backend) -> usize {
+    match backend.addr.as_inet().map(SocketAddr::ip) {
+        Some(IpAddr::V6(ip)) => usize::from(ip.segments()[7]),
+        _ => 0,
+    }
+}
+
+/// Asks an endpoint whether it is well.
+struct Check {
+    endpoints: Arc<[Arc<Endpoint>]>,
+    check: config::HealthCheck,
+}
+
+#[async_trait]
+impl HealthCheck for Check {
+    async fn check(&self, target: &Backend) -> pingora_core::Result<()> {
+        let endpoint = &self.endpoints[number(target)];
+        let well = tokio::time::timeout(CHECK_TIMEOUT, endpoint.is_well(&self.check)).await;
+        match well {
+            Ok(Ok(())) => {
+                *endpoint.error() = None;
+                Ok(())
+            }
+            Ok(Err(error)) => Err(unwell(endpoint, error)),
+            Err(_) => Err(unwell(endpoint, "the health check took over 5 s".to_owned())),
+        }
+    }
+
+    fn health_threshold(&self, _success: bool) -> usize {
+        1
+    }
+}
+
+fn unwell(endpoint: &Endpoint, error: String) -> Box<pingora_core::Error> {
+    *endpoint.error() = Some(error.clone());
+    pingora_core::Error::explain(pingora_core::ErrorType::ConnectError, error)
+}
+
+impl Endpoint {
+    async fn is_well(&self, check: &config::HealthCheck) -> Result<(), String> {
+        let authority = &self.url[url::Position::BeforeHost..url::Position::AfterPort];
+        match check {
+            config::HealthCheck::Tcp => {
+                let port = self.url.port_or_known_default().unwrap_or(80);
+                let host = self.url.host_str().unwrap_or_default();
+                let host = host.trim_start_matches('[').trim_end_matches(']');
+                tokio::net::TcpStream::connect((host, port))
+                    .await
+                    .map(drop)
+                    .map_err(|error| error.to_string())
+            }
+            config::HealthCheck::Http(path) => {
+                let uri: Uri = format!("{}://{authority}{path}", self.url.scheme())
+                    .parse()
+                    .map_err(|_| format!("{path} is no path"))?;
+                let mut request = Request::new(Full::new(Bytes::new()));
+                *request.method_mut() = Method::GET;
+                *request.uri_mut() = uri;
+                let response = self
+                    .client
+                    .request(request)
+                    .await
+                    .map_err(|error| super::chain(&error))?;
+                if response.status().is_success() {
+                    Ok(())
+                } else {
+                    Err(format!("the health check was answered {}", response.status()))
+                }
+            }
+        }
+    }
+}

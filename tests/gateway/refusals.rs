@@ -1,0 +1,1 @@
+//! What an attacker gets, way by way.
