@@ -73,9 +73,7 @@ impl Demo {
             .expect("it ends soon")
             .expect("a status");
         assert!(status.success(), "{status}\n{stderr}");
-        let left: Vec<_> = std::fs::read_dir(self.directory.path())
-            .expect("readable")
-            .collect();
+        let left: Vec<_> = std::fs::read_dir(self.directory.path()).expect("readable").collect();
         assert!(left.is_empty(), "left behind: {left:?}");
         (rest, stderr)
     }
@@ -93,24 +91,14 @@ fn tools(list: &Value) -> Vec<&str> {
     let tools = list["result"]["tools"]
         .as_array()
         .unwrap_or_else(|| panic!("no tools: {list}"));
-    tools
-        .iter()
-        .filter_map(|tool| tool["name"].as_str())
-        .collect()
+    tools.iter().filter_map(|tool| tool["name"].as_str()).collect()
 }
 
 async fn get(url: &str) -> Value {
-    let request = Request::get(url)
-        .body(Empty::<Bytes>::new())
-        .expect("a request");
+    let request = Request::get(url).body(Empty::<Bytes>::new()).expect("a request");
     let client = Client::builder(TokioExecutor::new()).build_http();
     let answer = client.request(request).await.expect("an answer");
-    let body = answer
-        .into_body()
-        .collect()
-        .await
-        .expect("a body")
-        .to_bytes();
+    let body = answer.into_body().collect().await.expect("a body").to_bytes();
     serde_json::from_slice(&body).unwrap_or_default()
 }
 
@@ -118,44 +106,29 @@ async fn get(url: &str) -> Value {
 async fn every_command_works_as_printed() {
     let mut demo = Demo::start(&[]);
     let mut printed = Vec::new();
-    while printed
-        .last()
-        .is_none_or(|line: &String| !line.starts_with("Ctrl-C"))
-    {
+    while printed.last().is_none_or(|line: &String| !line.starts_with("Ctrl-C")) {
         printed.push(demo.line().await.expect("the tour goes on"));
     }
-    let commands: Vec<&String> = printed
-        .iter()
-        .filter(|line| line.starts_with("curl "))
-        .collect();
+    let commands: Vec<&String> = printed.iter().filter(|line| line.starts_with("curl ")).collect();
     let [fresh, list, call, refused, allowed] = commands[..] else {
         panic!("five commands, not {}", commands.len());
     };
 
     let listed = shell(list).await;
     let seen = tools(&listed);
-    assert!(
-        seen.contains(&"echo") && !seen.contains(&"admin_reset"),
-        "{seen:?}"
-    );
+    assert!(seen.contains(&"echo") && !seen.contains(&"admin_reset"), "{seen:?}");
     assert_eq!(
         shell(call).await["result"]["content"][0]["text"],
         "hello through the gate"
     );
     assert_eq!(shell(refused).await["error"]["code"], 40300);
-    assert_eq!(
-        shell(allowed).await["result"]["content"][0]["text"],
-        "forgot 1 echoes"
-    );
+    assert_eq!(shell(allowed).await["result"]["content"][0]["text"], "forgot 1 echoes");
 
     let fresh = shell(fresh).await;
     let (before, rest) = list.split_once("Bearer ").expect("a bearer");
     let after = rest.split_once('\'').expect("the header's end").1;
     let token = fresh["access_token"].as_str().expect("a token");
-    assert_eq!(
-        tools(&shell(&format!("{before}Bearer {token}'{after}")).await),
-        seen
-    );
+    assert_eq!(tools(&shell(&format!("{before}Bearer {token}'{after}")).await), seen);
 
     let (rest, _) = demo.end("-INT").await;
     assert!(rest.is_empty(), "{rest:?}");
@@ -170,10 +143,7 @@ async fn json_is_one_line_for_scripts() {
     let (url, admin) = (text(&told["url"]), text(&told["admin_url"]));
 
     let (origin, path) = url.split_at(url.find("/mcp").expect("the route's path"));
-    let metadata = get(&format!(
-        "{origin}/.well-known/oauth-protected-resource{path}"
-    ))
-    .await;
+    let metadata = get(&format!("{origin}/.well-known/oauth-protected-resource{path}")).await;
     assert_eq!(metadata["resource"], told["url"]);
     assert_eq!(metadata["authorization_servers"][0], told["issuer"]);
     let issuer = get(&format!(
@@ -207,10 +177,7 @@ async fn json_is_one_line_for_scripts() {
 
     let (rest, stderr) = demo.end("-TERM").await;
     assert!(rest.is_empty(), "more than a line: {rest:?}");
-    assert!(
-        stderr.contains("tools/list"),
-        "the audit is on stderr: {stderr}"
-    );
+    assert!(stderr.contains("tools/list"), "the audit is on stderr: {stderr}");
     assert!(
         !stderr.contains(&text(&told["tokens"]["reader"])[..20]),
         "a token's prefix was logged"

@@ -1,6 +1,8 @@
 //! The gateway with real sockets: one binary, so that it is linked once.
 
+mod demo;
 mod gate;
 mod refusals;
 mod regressions;
+mod rmcp_server;
 mod upstream;

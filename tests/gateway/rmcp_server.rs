@@ -23,16 +23,14 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use portcullis::cli::demo::loopback::Loopback;
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, CallToolResult, ClientResult, CompleteRequestParams,
-    CompleteResult, CompletionInfo, ContentBlock, CreateMessageRequest, CreateMessageRequestParams,
-    ElicitRequest, ElicitRequestParams, GetPromptRequestParams, GetPromptResponse, GetPromptResult,
-    Implementation, InputRequest, InputRequests, InputRequiredResult, JsonObject,
-    ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult, ListToolsResult,
-    PaginatedRequestParams, ProgressNotificationParam, Prompt, PromptArgument, PromptMessage,
-    ProtocolVersion, ReadResourceRequestParams, ReadResourceResponse, ReadResourceResult, Resource,
-    ResourceContents, ResourceTemplate, ResourceUpdatedNotificationParam, Role, SamplingMessage,
-    ServerCapabilities, ServerConfig, ServerRequest, SetLevelRequestParams, SubscribeRequestParams,
-    SubscriptionFilter, Tool, UnsubscribeRequestParams,
+    CallToolRequestParams, CallToolResponse, CallToolResult, ClientResult, CompleteRequestParams, CompleteResult,
+    CompletionInfo, ContentBlock, CreateMessageRequest, CreateMessageRequestParams, ElicitRequest, ElicitRequestParams,
+    GetPromptRequestParams, GetPromptResponse, GetPromptResult, Implementation, InputRequest, InputRequests,
+    InputRequiredResult, JsonObject, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
+    ListToolsResult, PaginatedRequestParams, ProgressNotificationParam, Prompt, PromptArgument, PromptMessage,
+    ProtocolVersion, ReadResourceRequestParams, ReadResourceResponse, ReadResourceResult, Resource, ResourceContents,
+    ResourceTemplate, ResourceUpdatedNotificationParam, Role, SamplingMessage, ServerCapabilities, ServerConfig,
+    ServerRequest, SetLevelRequestParams, SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams,
 };
 use rmcp::service::{Peer, RequestContext, SubscriptionContext};
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
@@ -163,20 +161,14 @@ impl RmcpServer {
                 let (parts, body) = request.into_parts();
                 let place = record(&seen, &parts);
                 // A body that breaks off is what the server got to see: as much of it as came.
-                let body = body
-                    .collect()
-                    .await
-                    .map(|body| body.to_bytes())
-                    .unwrap_or_default();
+                let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
                 if let Some(entry) = held(&seen).get_mut(place) {
                     entry.body = body.clone();
                 }
                 mcp.call(Request::from_parts(parts, Full::new(body))).await as Result<_, Infallible>
             }
         });
-        let server = Loopback::serve(0, service)
-            .await
-            .expect("loopback has a free port");
+        let server = Loopback::serve(0, service).await.expect("loopback has a free port");
         Self {
             server,
             sessions,
@@ -289,10 +281,7 @@ impl Handler {
         let _ = self.changes.send(change.clone());
         let subscribers = held(&self.subscribers).clone();
         if let Change::Resource(uri) = change {
-            for (_, peer) in subscribers
-                .iter()
-                .filter(|(subscribed, _)| *subscribed == uri)
-            {
+            for (_, peer) in subscribers.iter().filter(|(subscribed, _)| *subscribed == uri) {
                 let _ = peer
                     .notify_resource_updated(ResourceUpdatedNotificationParam::new(uri.clone()))
                     .await;
@@ -300,17 +289,12 @@ impl Handler {
         }
     }
 
-    async fn count_down(
-        &self,
-        steps: u64,
-        context: &RequestContext<RoleServer>,
-    ) -> Result<String, ErrorData> {
+    async fn count_down(&self, steps: u64, context: &RequestContext<RoleServer>) -> Result<String, ErrorData> {
         let token = context.meta.get_progress_token();
         for step in 1..=steps {
             pause(self.settings.step, context).await?;
             if let Some(token) = &token {
-                let progress = ProgressNotificationParam::new(token.clone(), step as f64)
-                    .with_total(steps as f64);
+                let progress = ProgressNotificationParam::new(token.clone(), step as f64).with_total(steps as f64);
                 let _ = context.peer.notify_progress(progress).await;
             }
         }
@@ -330,9 +314,7 @@ impl Handler {
         let answer = if !modern {
             let question = match question {
                 InputRequest::Elicitation(question) => ServerRequest::ElicitRequest(question),
-                InputRequest::CreateMessage(question) => {
-                    ServerRequest::CreateMessageRequest(question)
-                }
+                InputRequest::CreateMessage(question) => ServerRequest::CreateMessageRequest(question),
                 _ => return Err(ErrorData::internal_error("no such question", None)),
             };
             let answer: ClientResult = context
@@ -343,10 +325,7 @@ impl Handler {
             serde_json::to_value(answer).expect("it came as JSON")
         } else if let Some(answers) = &call.input_responses {
             if call.request_state.as_deref() != Some(STATE) {
-                return Err(ErrorData::invalid_params(
-                    "requestState came back changed",
-                    None,
-                ));
+                return Err(ErrorData::invalid_params("requestState came back changed", None));
             }
             answers.get(QUESTION).cloned().unwrap_or_default()
         } else {
@@ -380,15 +359,12 @@ fn object(value: Value) -> JsonObject {
 }
 
 fn elicitation() -> InputRequest {
-    let schema =
-        json!({"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]});
-    InputRequest::Elicitation(ElicitRequest::new(
-        ElicitRequestParams::FormElicitationParams {
-            meta: None,
-            message: "What is your name?".to_owned(),
-            requested_schema: serde_json::from_value(schema).expect("a form's schema"),
-        },
-    ))
+    let schema = json!({"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]});
+    InputRequest::Elicitation(ElicitRequest::new(ElicitRequestParams::FormElicitationParams {
+        meta: None,
+        message: "What is your name?".to_owned(),
+        requested_schema: serde_json::from_value(schema).expect("a form's schema"),
+    }))
 }
 
 fn sampling() -> InputRequest {
@@ -444,18 +420,8 @@ impl ServerHandler for Handler {
                 .unwrap_or_default()
                 .to_owned()
         };
-        let number = |name: &str| {
-            arguments
-                .get(name)
-                .and_then(Value::as_f64)
-                .unwrap_or_default()
-        };
-        let count = |name: &str| {
-            arguments
-                .get(name)
-                .and_then(Value::as_u64)
-                .unwrap_or_default()
-        };
+        let number = |name: &str| arguments.get(name).and_then(Value::as_f64).unwrap_or_default();
+        let count = |name: &str| arguments.get(name).and_then(Value::as_u64).unwrap_or_default();
         Ok(match call.name.as_ref() {
             "echo" => said(text("text")),
             "add" => said((number("a") + number("b")).to_string()),
@@ -464,27 +430,17 @@ impl ServerHandler for Handler {
                 pause(Duration::from_millis(count("milliseconds")), &context).await?;
                 said("waited")
             }
-            "fail" => {
-                CallToolResult::error(vec![ContentBlock::text("this tool always fails")]).into()
-            }
+            "fail" => CallToolResult::error(vec![ContentBlock::text("this tool always fails")]).into(),
             "big" => {
                 let size = usize::try_from(count("bytes")).unwrap_or_default();
                 said("x".repeat(size.min(64 * 1024 * 1024)))
             }
             "headers" => {
-                let headers = context
-                    .extensions
-                    .get::<Parts>()
-                    .map(|parts| &parts.headers);
+                let headers = context.extensions.get::<Parts>().map(|parts| &parts.headers);
                 let pairs: Vec<(String, String)> = headers
                     .into_iter()
                     .flatten()
-                    .map(|(name, value)| {
-                        (
-                            name.to_string(),
-                            String::from_utf8_lossy(value.as_bytes()).into_owned(),
-                        )
-                    })
+                    .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
                     .collect();
                 said(json!(pairs).to_string())
             }
@@ -509,10 +465,7 @@ impl ServerHandler for Handler {
         request: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
     ) -> Result<ListResourcesResult, ErrorData> {
-        let all = RESOURCES
-            .iter()
-            .map(|uri| Resource::new(*uri, *uri))
-            .collect();
+        let all = RESOURCES.iter().map(|uri| Resource::new(*uri, *uri)).collect();
         let (resources, next) = self.page(all, request)?;
         let mut result = ListResourcesResult::with_all_items(resources);
         result.next_cursor = next;
@@ -542,10 +495,7 @@ impl ServerHandler for Handler {
         Ok(ReadResourceResult::new(vec![contents]).into())
     }
 
-    fn accepted_subscription_filter(
-        &self,
-        requested: &SubscriptionFilter,
-    ) -> Option<SubscriptionFilter> {
+    fn accepted_subscription_filter(&self, requested: &SubscriptionFilter) -> Option<SubscriptionFilter> {
         *held(&self.listening) = Some(self.changes.subscribe());
         Some(requested.clone())
     }
@@ -595,13 +545,7 @@ impl ServerHandler for Handler {
         let arguments = vec![PromptArgument::new("text")];
         let all = PROMPTS
             .iter()
-            .map(|name| {
-                Prompt::new(
-                    *name,
-                    Some("A prompt of the tests"),
-                    Some(arguments.clone()),
-                )
-            })
+            .map(|name| Prompt::new(*name, Some("A prompt of the tests"), Some(arguments.clone())))
             .collect();
         let (prompts, next) = self.page(all, request)?;
         let mut result = ListPromptsResult::with_all_items(prompts);
@@ -674,28 +618,17 @@ mod tests {
             let hello = json!({"protocolVersion": "2025-11-25", "capabilities": {"elicitation": {}, "sampling": {}},
                 "clientInfo": {"name": "tests", "version": "1"}});
             let answer = client.send("initialize", None, Some(1), hello).await;
-            let session = answer.headers()["mcp-session-id"]
-                .to_str()
-                .expect("text")
-                .to_owned();
+            let session = answer.headers()["mcp-session-id"].to_str().expect("text").to_owned();
             client.headers = vec![
                 ("mcp-session-id", session),
                 ("mcp-protocol-version", "2025-11-25".to_owned()),
             ];
-            let ready = client
-                .send("notifications/initialized", None, None, json!({}))
-                .await;
+            let ready = client.send("notifications/initialized", None, None, json!({})).await;
             assert_eq!(ready.status(), StatusCode::ACCEPTED);
             client
         }
 
-        async fn send(
-            &self,
-            method: &str,
-            name: Option<&str>,
-            id: Option<u64>,
-            params: Value,
-        ) -> Response<Incoming> {
+        async fn send(&self, method: &str, name: Option<&str>, id: Option<u64>, params: Value) -> Response<Incoming> {
             let mut message = json!({"jsonrpc": "2.0", "method": method, "params": params});
             if let Some(id) = id {
                 message["id"] = id.into();
@@ -704,8 +637,7 @@ mod tests {
             if self.modern {
                 let meta = &mut message["params"]["_meta"];
                 meta["io.modelcontextprotocol/protocolVersion"] = "2026-07-28".into();
-                meta["io.modelcontextprotocol/clientCapabilities"] =
-                    json!({"elicitation": {}, "sampling": {}});
+                meta["io.modelcontextprotocol/clientCapabilities"] = json!({"elicitation": {}, "sampling": {}});
                 headers.push(("mcp-method", method.to_owned()));
                 headers.extend(name.map(|name| ("mcp-name", name.to_owned())));
             }
@@ -741,12 +673,7 @@ mod tests {
     }
 
     async fn value(response: Response<Incoming>) -> Value {
-        let body = response
-            .into_body()
-            .collect()
-            .await
-            .expect("a body")
-            .to_bytes();
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
         serde_json::from_slice(&body).unwrap_or_else(|_| panic!("not JSON: {body:?}"))
     }
 
@@ -754,20 +681,13 @@ mod tests {
     async fn event(stream: &mut BodyDataStream<Incoming>, rest: &mut String) -> Value {
         loop {
             while let Some((event, after)) = rest.split_once("\n\n") {
-                let data: String = event
-                    .lines()
-                    .filter_map(|line| line.strip_prefix("data:"))
-                    .collect();
+                let data: String = event.lines().filter_map(|line| line.strip_prefix("data:")).collect();
                 *rest = after.to_owned();
                 if !data.trim().is_empty() {
                     return serde_json::from_str(&data).expect("JSON");
                 }
             }
-            let frame = stream
-                .next()
-                .await
-                .expect("the stream goes on")
-                .expect("bytes");
+            let frame = stream.next().await.expect("the stream goes on").expect("bytes");
             rest.push_str(std::str::from_utf8(&frame).expect("UTF-8"));
         }
     }
@@ -802,21 +722,14 @@ mod tests {
             }
         }
         assert_eq!((names.len(), pages), (TOOLS.len() + 140, 4));
-        assert!(
-            TOOLS
-                .iter()
-                .all(|tool| names.iter().any(|name| name == tool))
-        );
+        assert!(TOOLS.iter().all(|tool| names.iter().any(|name| name == tool)));
         let lists = [
             ("resources/list", "resources", RESOURCES.len()),
             ("prompts/list", "prompts", PROMPTS.len()),
         ];
         for (method, key, length) in lists {
             let list = value(client.send(method, None, Some(1), json!({})).await).await;
-            assert_eq!(
-                list["result"][key].as_array().expect("a list").len(),
-                length
-            );
+            assert_eq!(list["result"][key].as_array().expect("a list").len(), length);
         }
     }
 
@@ -824,21 +737,13 @@ mod tests {
     async fn a_modern_caller_is_asked_by_a_result() {
         let server = RmcpServer::start().await;
         let client = Direct::modern(&server);
-        for (tool, method) in [
-            ("ask", "elicitation/create"),
-            ("think", "sampling/createMessage"),
-        ] {
+        for (tool, method) in [("ask", "elicitation/create"), ("think", "sampling/createMessage")] {
             let asked = value(client.call(tool, json!({})).await).await["result"].clone();
             assert_eq!(asked["resultType"], "input_required", "{asked}");
             assert_eq!(asked["inputRequests"][QUESTION]["method"], method);
             let mut retry = json!({"name": tool, "arguments": {}, "requestState": asked["requestState"],
                 "inputResponses": {QUESTION: {"action": "accept", "content": {"name": "Ada"}}}});
-            let done = value(
-                client
-                    .send("tools/call", Some(tool), Some(3), retry.clone())
-                    .await,
-            )
-            .await;
+            let done = value(client.send("tools/call", Some(tool), Some(3), retry.clone()).await).await;
             assert!(
                 done["result"]["content"][0]["text"]
                     .as_str()
@@ -886,15 +791,10 @@ mod tests {
         let server = RmcpServer::start().await;
         let modern = Direct::modern(&server);
         let filter = json!({"notifications": {"resourceSubscriptions": [RESOURCES[0]], "toolsListChanged": true}});
-        let answer = modern
-            .send("subscriptions/listen", None, Some(9), filter)
-            .await;
+        let answer = modern.send("subscriptions/listen", None, Some(9), filter).await;
         let (mut stream, mut rest) = (BodyDataStream::new(answer.into_body()), String::new());
         let acknowledged = event(&mut stream, &mut rest).await;
-        assert_eq!(
-            acknowledged["method"],
-            "notifications/subscriptions/acknowledged"
-        );
+        assert_eq!(acknowledged["method"], "notifications/subscriptions/acknowledged");
         modern
             .call("change_tools", json!({}))
             .await
@@ -948,10 +848,7 @@ mod tests {
         );
         let seen = server.seen();
         assert_eq!(seen.len(), 1);
-        assert_eq!(
-            (seen[0].method.as_str(), seen[0].uri.path()),
-            ("POST", "/mcp")
-        );
+        assert_eq!((seen[0].method.as_str(), seen[0].uri.path()), ("POST", "/mcp"));
         assert_eq!(seen[0].header("mcp-name"), Some("headers"));
         assert_eq!(seen[0].message()["params"]["name"], "headers");
         assert_eq!(server.methods(), ["tools/call"]);
