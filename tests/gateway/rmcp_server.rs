@@ -227,12 +227,14 @@ fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+type Subscriber = (String, Peer<RoleServer>);
+
 #[derive(Clone)]
 struct Handler {
     settings: Arc<Settings>,
     changes: broadcast::Sender<Change>,
     /// Legacy subscriptions: what, and whom to tell.
-    subscribers: Arc<Mutex<Vec<(String, Peer<RoleServer>)>>>,
+    subscribers: Arc<Mutex<Vec<Subscriber>>>,
     /// Taken before a subscription is acknowledged, so that no change is missed between that and its stream.
     listening: Arc<Mutex<Option<broadcast::Receiver<Change>>>>,
 }
