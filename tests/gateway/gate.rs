@@ -67,11 +67,16 @@ impl Gate {
 
     /// A gateway configured by YAML: `identity`, `listen` and what else it needs are put before it.
     pub async fn with_yaml(yaml: &str) -> Self {
+        Self::with_listen("", yaml).await
+    }
+
+    /// The same with more keys for `listen`, indented by two.
+    pub async fn with_listen(listen: &str, yaml: &str) -> Self {
         let clock = Clock::system();
         let issuer = DevelopmentIssuer::start(clock.clone()).await.expect("an issuer");
         let directory = tempfile::tempdir().expect("a directory");
         let text = format!(
-            "listen:\n  address: 127.0.0.1:0\n  limits: {{body_timeout: 2s, header_timeout: 1s}}\n  allowed_origins: [\"https://app.example\"]\n\
+            "listen:\n  address: 127.0.0.1:0\n  limits: {{body_timeout: 2s, header_timeout: 1s}}\n  allowed_origins: [\"https://app.example\"]\n{listen}\
              admin: {{address: \"127.0.0.1:0\"}}\n\
              telemetry: {{audit: {{file: audit.jsonl}}}}\n\
              identity:\n  corp:\n    issuer: {}\n    scope_upgrade_endpoint: https://login.example/upgrade\n\

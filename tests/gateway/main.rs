@@ -6,3 +6,4 @@ mod refusals;
 mod regressions;
 mod rmcp_server;
 mod upstream;
+mod wire;
