@@ -112,6 +112,7 @@ impl Gateway {
             streams,
             clock,
             body_timeout: config.listen.limits.body_timeout,
+            closing: shutdown.clone(),
         });
         for route in &routes {
             if route.config.anonymous {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder};
 
 use crate::authn::{Authenticator, AuthnCheck};
@@ -37,6 +38,8 @@ pub struct Parts {
     pub streams: Arc<Streams>,
     pub clock: Clock,
     pub body_timeout: Duration,
+    /// Told to stop: standing streams end, calls finish.
+    pub closing: CancellationToken,
 }
 
 /// Stacks the layers.
@@ -58,6 +61,7 @@ pub fn stack(
         streams,
         clock,
         body_timeout,
+        closing,
     } = parts;
     ServiceBuilder::new()
         // Outermost, so that whatever happens has a request id, a line in the log and a count.
@@ -89,5 +93,10 @@ pub fn stack(
         .layer(CheckLayer::new(AuditCheck { audit }))
         // One credential leaves, and only with a permit.
         .layer(CheckLayer::new(CredentialCheck))
-        .service(Forward::new(Shared { sealer, streams, clock }))
+        .service(Forward::new(Shared {
+            sealer,
+            streams,
+            clock,
+            closing,
+        }))
 }

@@ -3,7 +3,8 @@
 //! 1. What nobody has to look at is forwarded chunk by chunk as it came ([`Tap`] watches it pass). Where rules exist, or
 //!    answers must be told apart, whole events are looked at, and an unchanged event's bytes are still the upstream's.
 //! 2. A comment goes out after 15 s of silence, between events only.
-//! 3. A standing stream has no idle end, but ends when its caller's token does.
+//! 3. A standing stream has no idle end, but ends when its caller's token does, and when the gateway is told to stop:
+//!    hyper's graceful end waits for every open response, so one idle stream would use up the whole grace period.
 //! 4. Dropping the stream drops the upstream's body, which aborts the upstream request; its [`Ending`]s count themselves
 //!    as cancelled.
 
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::ending::Ending;
 use super::inspect::Inspector;
@@ -39,11 +41,28 @@ pub struct Relay {
     pub endings: Vec<Ending>,
     /// Written first.
     pub prelude: VecDeque<Bytes>,
-    /// When a standing stream ends: its token's `exp`.
-    pub until: Option<Instant>,
+    /// For streams that answer no call and would never end by themselves.
+    pub standing: Option<Standing>,
     /// An HTTP+SSE stream's registration.
     pub open: Option<OpenStream>,
     pub _guard: GaugeGuard,
+}
+
+/// What ends a standing stream.
+pub struct Standing {
+    /// The token's `exp`.
+    pub until: Option<Instant>,
+    /// The gateway is told to stop.
+    pub closing: CancellationToken,
+}
+
+impl Standing {
+    async fn over(&self) {
+        tokio::select! {
+            () = self.closing.cancelled() => {}
+            () = at(self.until) => {}
+        }
+    }
 }
 
 /// How closely a stream is looked at.
@@ -100,11 +119,10 @@ impl Flow {
                 return None;
             }
             let boundary = self.at_boundary();
-            let expiry = self.relay.until;
             tokio::select! {
                 biased;
                 // A token's end counts more than whatever there still is to say.
-                () = at(expiry), if expiry.is_some() => {
+                () = over(self.relay.standing.as_ref()) => {
                     self.ended = true;
                 }
                 frame = self.relay.upstream.frame() => match frame {
@@ -200,9 +218,17 @@ impl Flow {
     }
 }
 
+async fn over(standing: Option<&Standing>) {
+    match standing {
+        Some(standing) => standing.over().await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn at(instant: Option<Instant>) {
-    if let Some(instant) = instant {
-        tokio::time::sleep_until(instant).await;
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -17,10 +17,11 @@ use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use http_body::Body as _;
+use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use super::ending::{Audited, Ending};
-use super::events::{self, MAX_EVENT, Relay, View};
+use super::events::{self, MAX_EVENT, Relay, Standing, View};
 use super::inspect::{Endpoint, Inspector};
 use super::{gather, headers, json};
 use crate::authn::Principal;
@@ -47,6 +48,8 @@ pub struct Shared {
     pub sealer: Arc<Sealer>,
     pub streams: Arc<Streams>,
     pub clock: Clock,
+    /// Told when the gateway stops.
+    pub closing: CancellationToken,
 }
 
 /// The service.
@@ -281,7 +284,7 @@ impl Shared {
         let expects_answer = payload.messages().iter().any(|message| message.id.is_some());
         let status = sent.response.status();
         if is_event_stream(sent.response.headers()) && status.is_success() {
-            let (mut parts, upstream) = self.head(call, sent)?;
+            let (mut parts, mut upstream) = self.head(call, sent)?;
             stream_headers(&mut parts.headers);
             let inspector = self.inspector(call, era);
             let view = if rules || batch {
@@ -294,12 +297,15 @@ impl Shared {
                 .messages()
                 .iter()
                 .any(|message| &*message.method == "subscriptions/listen");
+            if listens {
+                upstream = upstream.without_idle_end();
+            }
             let body = events::body(Relay {
                 upstream,
                 view,
                 endings: std::mem::take(endings),
                 prelude,
-                until: if listens { self.expiry(&call.principal) } else { None },
+                standing: listens.then(|| self.standing(&call.principal)),
                 open: None,
                 _guard: call.route.metrics.stream(),
             });
@@ -481,11 +487,11 @@ impl Shared {
             View::pass()
         };
         let body = events::body(Relay {
-            upstream,
+            upstream: upstream.without_idle_end(),
             view,
             endings: Vec::new(),
             prelude: VecDeque::new(),
-            until: self.expiry(&call.principal),
+            standing: Some(self.standing(&call.principal)),
             open: None,
             _guard: call.route.metrics.stream(),
         });
@@ -500,6 +506,13 @@ impl Shared {
             journey: call.journey.clone(),
             clock: self.clock.clone(),
             endpoint: None,
+        }
+    }
+
+    fn standing(&self, principal: &Principal) -> Standing {
+        Standing {
+            until: self.expiry(principal),
+            closing: self.closing.clone(),
         }
     }
 
