@@ -32,6 +32,9 @@ impl Check<Call> for PolicyCheck {
                 let verdict =
                     policy.authorize(&call.principal, call.route.name(), payload.messages(), self.clock.now());
                 let decisions = verdict.decisions;
+                for decision in &decisions {
+                    call.route.metrics.policy_decision(decision.label(), decision.reason());
+                }
                 match verdict.permit {
                     Some(permit) => (Ok(permit), decisions),
                     None => {
@@ -47,6 +50,7 @@ impl Check<Call> for PolicyCheck {
             }
         };
         let permit = permit.map_err(|decision| {
+            call.route.metrics.policy_decision(decision.label(), decision.reason());
             Rejection::Forbidden(Refused {
                 members: vec![(None, decision)],
             })
