@@ -25,6 +25,9 @@ use crate::upstream::{Upstream, UpstreamEvent};
 /// How long calls in flight may take to finish once the gateway is told to stop.
 const GRACE: Duration = Duration::from_secs(30);
 
+/// How often the age of the issuers' keys is written down.
+const AGES: Duration = Duration::from_secs(5);
+
 /// Why the gateway did not start: what, where and what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -80,6 +83,7 @@ impl Gateway {
         let shutdown = CancellationToken::new();
         let mut background = JoinSet::new();
         background.spawn(metrics.clone().upkeep(shutdown.clone()));
+        background.spawn(ages(metrics.clone(), authenticator.clone()));
         let refresher = authenticator.clone();
         background.spawn(async move {
             refresher.spawn_refresh().join_all().await;
@@ -271,6 +275,20 @@ fn auth_events(metrics: Arc<Metrics>) -> crate::authn::AuthEvents {
         AuthEvent::CacheHit => metrics.token_cache("verified", "hit"),
         AuthEvent::CacheMiss => metrics.token_cache("verified", "miss"),
     })
+}
+
+/// Keeps `jwks_age_seconds`: a gauge that only moved with a refresh would stand still while the issuer is down.
+async fn ages(metrics: Arc<Metrics>, authenticator: Arc<Authenticator>) {
+    let mut every = tokio::time::interval(AGES);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        for keys in authenticator.state() {
+            if let Some(age) = keys.age {
+                metrics.jwks_age(&keys.identity, Duration::from_secs(age));
+            }
+        }
+    }
 }
 
 fn upstream_events(metrics: Arc<crate::telemetry::RouteMetrics>) -> crate::upstream::UpstreamEvents {
