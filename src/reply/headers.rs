@@ -36,7 +36,7 @@ pub fn outbound(headers: &HeaderMap, era: Option<Era>, forward: &[HeaderName]) -
                 || TRACE.contains(&text)
                 || (forward.contains(name) && !never(name))
         };
-        if mine && !named.contains(&text) {
+        if mine && !named.iter().any(|named| named.eq_ignore_ascii_case(text)) {
             kept.append(name, value.clone());
         }
     }
@@ -139,7 +139,7 @@ mod tests {
             ("accept", "application/json"),
             ("authorization", "Bearer secret"),
             ("cookie", "a=b"),
-            ("connection", "x-team"),
+            ("connection", "close, X-Team"),
             ("x-team", "red"),
             ("x-forwarded-for", "1.2.3.4"),
             ("mcp-session-id", "sealed"),
