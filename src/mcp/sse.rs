@@ -67,7 +67,10 @@ fn put_data(out: &mut BytesMut, data: &[u8]) {
 #[derive(Debug)]
 pub struct Decoder {
     buffer: BytesMut,
-    /// How much of the buffer is known to hold no end of an event.
+    /// Where the line begins that is not yet whole.
+    line: usize,
+    /// How much of the buffer is known to hold no end of that line: a line of megabytes comes in thousands of chunks, and
+    /// searching it from its start at each would be quadratic.
     searched: usize,
     limit: usize,
     begun: bool,
@@ -78,6 +81,7 @@ impl Decoder {
     pub fn new(limit: usize) -> Self {
         Self {
             buffer: BytesMut::new(),
+            line: 0,
             searched: 0,
             limit,
             begun: false,
@@ -91,7 +95,7 @@ impl Decoder {
             self.buffer = chunk
                 .try_into_mut()
                 .unwrap_or_else(|shared| BytesMut::from(&shared[..]));
-            self.searched = 0;
+            self.restart();
         } else {
             self.buffer.extend_from_slice(&chunk);
         }
@@ -105,7 +109,7 @@ impl Decoder {
         match self.end() {
             Some(end) if end <= self.limit => {
                 let raw = self.buffer.split_to(end).freeze();
-                self.searched = 0;
+                self.restart();
                 let event = event(raw, !self.begun);
                 self.begun = true;
                 Ok(Some(event))
@@ -117,22 +121,27 @@ impl Decoder {
 
     /// What came after the last whole event: nothing, if the stream ended well.
     pub fn rest(&mut self) -> Bytes {
-        self.searched = 0;
+        self.restart();
         self.buffer.split().freeze()
+    }
+
+    fn restart(&mut self) {
+        self.line = 0;
+        self.searched = 0;
     }
 
     /// Where the first event (or a run of blank or comment lines closed by a blank one) ends.
     fn end(&mut self) -> Option<usize> {
-        let mut at = self.searched;
+        let mut at = self.line;
         loop {
-            let line_start = at;
-            let found = memchr::memchr2(b'\n', b'\r', &self.buffer[at..]);
-            let Some(found) = found else {
-                self.searched = line_start;
+            self.line = at;
+            let from = at.max(self.searched);
+            let Some(found) = memchr::memchr2(b'\n', b'\r', &self.buffer[from..]) else {
+                self.searched = self.buffer.len();
                 return None;
             };
-            let blank = found == 0;
-            at += found;
+            at = from + found;
+            let blank = at == self.line;
             at += if self.buffer[at] == b'\n' {
                 1
             } else {
@@ -143,7 +152,7 @@ impl Decoder {
                     // and the LF would then begin the next one as an empty line of its own.
                     None if blank => 1,
                     None => {
-                        self.searched = line_start;
+                        self.searched = at;
                         return None;
                     }
                 }
