@@ -131,8 +131,22 @@ impl Sending<'_> {
             status if status.is_informational() || status.is_redirection() => {
                 Err(Rejection::UpstreamNonsense("its status is none that MCP knows"))
             }
+            _ if self.must_be_read() && is_encoded(sent.response.headers()) => Err(Rejection::UpstreamNonsense(
+                "its reply is compressed, and can't be filtered",
+            )),
+            // A comment between two events can't be put between two bytes of a compressed stream.
+            _ if is_event_stream(sent.response.headers()) && is_encoded(sent.response.headers()) => {
+                Err(Rejection::UpstreamNonsense("its event stream is compressed"))
+            }
             _ => Ok(sent),
         }
+    }
+
+    /// Whether replies are looked into: where there are rules or a budget, and for batches.
+    fn must_be_read(&self) -> bool {
+        let policy = &self.route().config.policy;
+        let batch = self.call.journey.call.get().is_some_and(|notes| notes.batch);
+        policy.has_rules() || policy.budget().is_some() || batch
     }
 }
 
@@ -276,11 +290,6 @@ impl Shared {
         let refused = refused_members(call, payload, &permitted.decisions);
         let rules = call.route.config.policy.has_rules();
         let batch = matches!(payload, Payload::Batch(_));
-        if rules && sent.response.headers().contains_key(CONTENT_ENCODING) {
-            return Err(Rejection::UpstreamNonsense(
-                "its reply is compressed, and can't be filtered",
-            ));
-        }
         let expects_answer = payload.messages().iter().any(|message| message.id.is_some());
         let status = sent.response.status();
         if is_event_stream(sent.response.headers()) && status.is_success() {
@@ -607,6 +616,13 @@ fn stream_headers(headers: &mut HeaderMap) {
 /// Whether a reply is `text/event-stream`.
 pub fn is_event_stream(headers: &HeaderMap) -> bool {
     is_media(headers, "text/event-stream")
+}
+
+fn is_encoded(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(CONTENT_ENCODING)
+        .iter()
+        .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 fn is_media(headers: &HeaderMap, media: &str) -> bool {
