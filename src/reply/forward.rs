@@ -384,7 +384,22 @@ impl Shared {
         let events = is_event_stream(sent.response.headers());
         let mut first = Response::new(());
         *first.headers_mut() = sent.response.headers().clone();
-        let gathered = gather::gather(self, sending, request, sent, budget).await?;
+        let mut gathered = gather::gather(self, sending, request, sent, budget).await?;
+        // Tools are decided; what else the answer holds is a list like any other.
+        let mut inspector = self.inspector(call, sending.era());
+        if let Some(filtered) = inspector
+            .filter(&gathered.answer)
+            .map_err(|_| Rejection::UpstreamNonsense("its list can't be decoded"))?
+        {
+            gathered.answer = filtered;
+        }
+        let mut before = Vec::with_capacity(gathered.before.len());
+        for event in gathered.before {
+            let looked = inspector
+                .look(event, &mut Vec::new(), &mut None)
+                .map_err(|_| Rejection::UpstreamNonsense("its event stream can't be decoded"))?;
+            before.extend(looked);
+        }
         let outcome = json::outcome(&gathered.answer);
         for ending in endings.drain(..) {
             ending.finish(outcome);
@@ -394,7 +409,7 @@ impl Shared {
         headers.remove(CONTENT_LENGTH);
         let body = if events {
             stream_headers(&mut headers);
-            let mut body = gathered.before.concat();
+            let mut body = before.concat();
             body.extend_from_slice(&mcp::sse::message(&gathered.answer));
             body.into()
         } else {

@@ -21,14 +21,14 @@ const MAX_TOOLS: usize = 10_000;
 /// One page: the answer, and the events that came before it.
 pub struct Page {
     pub answer: Bytes,
-    pub before: Vec<Bytes>,
+    pub before: Vec<Event>,
 }
 
 /// A gathered list.
 pub struct Gathered {
     pub answer: Bytes,
-    /// Events that came before the answers, raw.
-    pub before: Vec<Bytes>,
+    /// Events that came before the answers.
+    pub before: Vec<Event>,
 }
 
 /// Reads the answer of one page out of a reply.
@@ -48,7 +48,7 @@ pub async fn page(sent: Sent) -> Result<Page, Rejection> {
     while let Some(event) = decoder.next_event().map_err(broken)? {
         match answer_of(&event) {
             Some(answer) => return Ok(Page { answer, before }),
-            None => before.push(event.into_raw()),
+            None => before.push(event),
         }
     }
     Err(Rejection::UpstreamNonsense("its stream ended without an answer"))
