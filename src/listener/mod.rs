@@ -6,6 +6,7 @@
 //!    header lists.
 //! 3. Told to stop, it accepts nobody, lets calls finish for a grace period and then closes.
 
+mod begun;
 mod tls;
 
 use std::convert::Infallible;
@@ -111,6 +112,7 @@ impl Listener {
             let connection = Connection {
                 tls: self.tls.clone(),
                 handshake_timeout: self.limits.handshake_timeout,
+                header_timeout: self.limits.header_timeout,
                 protocol: protocol.clone(),
                 service: service.clone(),
                 watcher: graceful.watcher(),
@@ -138,6 +140,7 @@ impl Listener {
 struct Connection<S> {
     tls: Option<TlsAcceptor>,
     handshake_timeout: Duration,
+    header_timeout: Duration,
     protocol: auto::Builder<TokioExecutor>,
     service: S,
     watcher: hyper_util::server::graceful::Watcher,
@@ -160,12 +163,16 @@ where
     }
 
     async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: I) {
+        let (stream, count) = begun::Begun::new(stream);
         let connection = self
             .protocol
             .serve_connection(TokioIo::new(stream), TowerToHyperService::new(self.service))
             .into_owned();
-        if let Err(error) = self.watcher.watch(connection).await {
-            tracing::debug!(error = &*error, "connection ended with an error");
+        tokio::select! {
+            ended = self.watcher.watch(connection) => if let Err(error) = ended {
+                tracing::debug!(error = &*error, "connection ended with an error");
+            },
+            () = count.silent_for(self.header_timeout) => tracing::debug!("connection sent no request in time"),
         }
     }
 }
