@@ -5,6 +5,7 @@
 //! 3. What else came on the way (progress, logging) is forwarded before the answer, in order.
 
 use bytes::Bytes;
+use http_body_util::BodyExt;
 use serde_json::{Map, Value};
 
 use super::forward::{Sending, Shared};
@@ -34,21 +35,32 @@ pub struct Gathered {
 /// Reads the answer of one page out of a reply.
 pub async fn page(sent: Sent) -> Result<Page, Rejection> {
     let events = super::forward::is_event_stream(sent.response.headers());
-    let body = json::read(sent.response.into_body(), json::MAX_LIST).await?;
+    let mut body = sent.response.into_body();
     if !events {
+        let body = json::read(body, json::MAX_LIST).await?;
         return Ok(Page {
             answer: body,
             before: Vec::new(),
         });
     }
     let mut decoder = Decoder::new(json::MAX_LIST);
-    decoder.push(body);
     let mut before = Vec::new();
-    let broken = |_| Rejection::UpstreamNonsense("its event stream can't be decoded");
-    while let Some(event) = decoder.next_event().map_err(broken)? {
-        match answer_of(&event) {
-            Some(answer) => return Ok(Page { answer, before }),
-            None => before.push(event),
+    let mut length = 0;
+    // The answer ends the page: a server need not end its stream with it (MCP 2025-11-25, "Sending Messages").
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Rejection::UpstreamNonsense("its body ended early"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        length += data.len();
+        if length > json::MAX_LIST {
+            return Err(Rejection::UpstreamNonsense("a reply to be filtered is over 16 MiB"));
+        }
+        decoder.push(data);
+        let broken = |_| Rejection::UpstreamNonsense("its event stream can't be decoded");
+        while let Some(event) = decoder.next_event().map_err(broken)? {
+            match answer_of(&event) {
+                Some(answer) => return Ok(Page { answer, before }),
+                None => before.push(event),
+            }
         }
     }
     Err(Rejection::UpstreamNonsense("its stream ended without an answer"))
