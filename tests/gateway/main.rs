@@ -4,6 +4,7 @@ mod demo;
 mod gate;
 mod refusals;
 mod regressions;
+mod review;
 mod rmcp_server;
 mod upstream;
 mod wire;
