@@ -169,3 +169,126 @@ fn preflight(asked: &HeaderMap) -> Response<Body> {
     headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tower_test::mock;
+
+    type Mock = mock::Mock<Request<()>, Response<Body>>;
+
+    /// The mock's errors are no rejections; no test here lets it fail.
+    fn guarded(inner: Mock) -> OriginGuard<impl Service<Request<()>, Response = Response<Body>, Error = Rejection>> {
+        let inner = tower::util::MapErr::new(inner, |_| Rejection::Panic);
+        OriginLayer::new(["https://app.example".to_owned()]).layer(inner)
+    }
+
+    fn request(method: Method, headers: &[(&'static str, &'static str)]) -> Request<()> {
+        let mut request = Request::new(());
+        *request.method_mut() = method;
+        for (name, value) in headers {
+            request.headers_mut().append(*name, HeaderValue::from_static(value));
+        }
+        request.extensions_mut().insert(Journey::begin());
+        request
+    }
+
+    /// The origin that the inner service finds noted.
+    async fn through(request: Request<()>) -> Option<HeaderValue> {
+        let (inner, mut handle) = mock::pair();
+        let mut guard = guarded(inner);
+        handle.allow(1);
+        std::future::poll_fn(|cx| guard.poll_ready(cx)).await.expect("ready");
+        let serving = async {
+            let (request, reply) = handle.next_request().await.expect("the request passes");
+            reply.send_response(Response::new(empty()));
+            request
+                .extensions()
+                .get::<Arc<Journey>>()
+                .and_then(|journey| journey.origin.get().cloned())
+        };
+        let (answer, origin) = tokio::join!(guard.call(request), serving);
+        answer.expect("an answer");
+        origin
+    }
+
+    #[tokio::test]
+    async fn an_allowed_origin_passes_and_is_noted() {
+        let sent = request(Method::POST, &[("origin", "https://APP.example")]);
+        assert_eq!(
+            through(sent).await,
+            Some(HeaderValue::from_static("https://APP.example"))
+        );
+        assert_eq!(through(request(Method::POST, &[])).await, None);
+    }
+
+    #[tokio::test]
+    async fn other_origins_are_refused_before_anything_else() {
+        for headers in [
+            &[("origin", "https://evil.example")][..],
+            &[("origin", "null")],
+            &[("origin", "https://app.example.evil.example")],
+            &[("origin", "http://app.example")],
+            &[("origin", "https://app.example"), ("origin", "https://evil.example")],
+        ] {
+            for method in [Method::POST, Method::OPTIONS] {
+                let (inner, mut handle) = mock::pair();
+                let mut guard = guarded(inner);
+                handle.allow(1);
+                std::future::poll_fn(|cx| guard.poll_ready(cx)).await.expect("ready");
+                let refused = guard.call(request(method, headers)).await;
+                assert!(matches!(refused, Err(Rejection::ForbiddenOrigin)), "{headers:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn preflights_are_answered_here() {
+        let (inner, mut handle) = mock::pair();
+        let mut guard = guarded(inner);
+        handle.allow(1);
+        std::future::poll_fn(|cx| guard.poll_ready(cx)).await.expect("ready");
+        let asked = request(
+            Method::OPTIONS,
+            &[
+                ("origin", "https://app.example"),
+                ("access-control-request-method", "POST"),
+                ("access-control-request-headers", "authorization, mcp-method"),
+            ],
+        );
+        let answer = guard.call(asked).await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::NO_CONTENT);
+        assert_eq!(
+            answer.headers()[ACCESS_CONTROL_ALLOW_HEADERS],
+            "authorization, mcp-method"
+        );
+    }
+
+    #[tokio::test]
+    async fn only_our_hosts_are_served() {
+        let check = HostCheck::new(["mcp.example.com".to_owned(), "127.0.0.1".to_owned(), "[::1]".to_owned()]);
+        for (target, host, served) in [
+            ("/", Some("mcp.example.com"), true),
+            ("/", Some("MCP.example.com:8443"), true),
+            ("/", Some("127.0.0.1:80"), true),
+            ("/", Some("[::1]:80"), true),
+            ("https://mcp.example.com/", None, true),
+            ("https://mcp.example.com/", Some("mcp.example.com"), true),
+            ("https://mcp.example.com/", Some("evil.example"), false),
+            ("https://evil.example/", Some("mcp.example.com"), false),
+            ("/", Some("evil.example"), false),
+            ("/", Some("mcp.example.com.evil.example"), false),
+            ("/", Some("mcp.example.com@evil.example"), false),
+            ("/", Some("user@mcp.example.com"), false),
+            ("/", Some(""), false),
+            ("/", None, false),
+        ] {
+            let mut request = Request::new(());
+            *request.uri_mut() = target.parse().expect("a target");
+            if let Some(host) = host {
+                request.headers_mut().insert(HOST, HeaderValue::from_static(host));
+            }
+            assert_eq!(check.check(request).await.is_ok(), served, "{target} {host:?}");
+        }
+    }
+}
