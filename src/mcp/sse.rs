@@ -55,7 +55,8 @@ pub fn message(data: &[u8]) -> Bytes {
 }
 
 fn put_data(out: &mut BytesMut, data: &[u8]) {
-    for line in data.split(|byte| *byte == b'\n') {
+    // A lone CR ends a line too: what follows it would be a field of its own.
+    for line in data.split(|byte| matches!(byte, b'\n' | b'\r')) {
         out.extend_from_slice(b"data: ");
         out.extend_from_slice(line);
         out.extend_from_slice(b"\n");
@@ -270,6 +271,15 @@ mod tests {
     fn other_data_keeps_id_and_retry() {
         let (events, _) = decode(b"id: 9\nretry: 5\ndata: old\ndata: more\n\n", 1000);
         assert_eq!(events[0].with_data(b"new"), "id: 9\nretry: 5\ndata: new\n\n");
+    }
+
+    #[test]
+    fn data_of_our_own_stays_data() {
+        let (events, rest) = decode(&message(b"{\r\"a\":\r\n1\n}"), 1000);
+        assert_eq!(events.len(), 1);
+        let data = events[0].data().expect("data");
+        let read: serde_json::Value = serde_json::from_slice(data).expect("the same JSON");
+        assert_eq!((read, rest.len()), (serde_json::json!({"a": 1}), 0));
     }
 
     #[test]
