@@ -57,9 +57,14 @@ pub struct Standing {
 }
 
 impl Standing {
-    async fn over(&self) {
+    fn is_expired(&self) -> bool {
+        self.until.is_some_and(|until| until <= Instant::now())
+    }
+
+    /// A stream that calls are still answered on is told to stop when they are.
+    async fn over(&self, busy: bool) {
         tokio::select! {
-            () = self.closing.cancelled() => {}
+            () = self.closing.cancelled(), if !busy => {}
             () = at(self.until) => {}
         }
     }
@@ -90,6 +95,8 @@ struct Flow {
     keepalive: std::pin::Pin<Box<Sleep>>,
     quiet_since: Instant,
     ended: bool,
+    /// Why it ended early; said after what was still good.
+    error: Option<BodyError>,
 }
 
 /// The body the caller gets.
@@ -100,6 +107,7 @@ pub fn body(relay: Relay) -> Body {
         keepalive: Box::pin(tokio::time::sleep_until(now + KEEPALIVE)),
         quiet_since: now,
         ended: false,
+        error: None,
     };
     let frames = futures_util::stream::unfold(flow, |mut flow| async move {
         let item = flow.next().await?;
@@ -116,28 +124,29 @@ impl Flow {
                 return Some(Ok(bytes));
             }
             if self.ended {
-                return None;
+                let error = self.error.take()?;
+                // hyper throws away what it hasn't flushed when a body fails: it gets a turn to.
+                tokio::task::yield_now().await;
+                return Some(Err(error));
             }
             let boundary = self.at_boundary();
+            let busy = self.is_busy();
             tokio::select! {
                 biased;
                 // A token's end counts more than whatever there still is to say.
-                () = over(self.relay.standing.as_ref()) => {
-                    self.ended = true;
+                () = over(self.relay.standing.as_ref(), busy) => {
+                    // A call may have come while nobody looked.
+                    self.ended = !self.is_busy() || self.relay.standing.as_ref().is_some_and(Standing::is_expired);
                 }
                 frame = self.relay.upstream.frame() => match frame {
                     Some(Ok(frame)) => {
                         if let Ok(bytes) = frame.into_data()
                             && let Err(error) = self.take(bytes)
                         {
-                            self.fail();
-                            return Some(Err(error));
+                            self.fail(error);
                         }
                     }
-                    Some(Err(error)) => {
-                        self.fail();
-                        return Some(Err(error));
-                    }
+                    Some(Err(error)) => self.fail(error),
                     None => {
                         self.ended = true;
                         if let Err(error) = self.close() {
@@ -160,6 +169,11 @@ impl Flow {
                 }
             }
         }
+    }
+
+    /// Whether calls are still to be answered on an HTTP+SSE stream.
+    fn is_busy(&self) -> bool {
+        self.relay.open.as_ref().is_some_and(|open| open.handle.is_busy())
     }
 
     fn at_boundary(&self) -> bool {
@@ -210,17 +224,18 @@ impl Flow {
         Ok(())
     }
 
-    fn fail(&mut self) {
+    fn fail(&mut self, error: BodyError) {
         self.ended = true;
+        self.error = Some(error);
         for ending in self.relay.endings.drain(..) {
             ending.finish(Outcome::UpstreamError);
         }
     }
 }
 
-async fn over(standing: Option<&Standing>) {
+async fn over(standing: Option<&Standing>, busy: bool) {
     match standing {
-        Some(standing) => standing.over().await,
+        Some(standing) => standing.over(busy).await,
         None => std::future::pending().await,
     }
 }

@@ -144,6 +144,11 @@ impl StreamHandle {
         }
     }
 
+    /// Whether calls still wait for their answer.
+    pub fn is_busy(&self) -> bool {
+        !self.waiting().is_empty()
+    }
+
     /// The call that `id` answers, if it waits.
     pub fn answered(&self, id: &Id) -> Option<Ending> {
         self.waiting().remove(id)

@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::gate::Gate;
+use super::gate::{Gate, call};
 use super::upstream::{Upstream, event, json_reply, stream};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -172,4 +172,93 @@ async fn decisions_and_key_ages_are_counted() {
     };
     assert_eq!(decisions("allow", "rule"), Some(1.0));
     assert_eq!(decisions("deny", "deny_rule"), Some(1.0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_before_a_broken_event_still_arrives() {
+    let upstream = Upstream::start(|seen| async move {
+        let (sender, response) = stream();
+        let answer = event(&json!({"jsonrpc": "2.0", "id": seen.json()["id"], "result": {"content": []}}));
+        sender
+            .send(format!("{answer}data: {{\"result\":{{\"tools\":1}}}}\n\n"))
+            .expect("a reader");
+        response
+    })
+    .await;
+    let gate = Gate::with_rules(&upstream).await;
+    let token = gate.token(&["mcp.use", "notes.read"], &[]);
+    let mut body = gate.open(gate.post(&token, &call("echo"))).await.into_body();
+    let first = body
+        .frame()
+        .await
+        .expect("a frame")
+        .expect("the answer")
+        .into_data()
+        .expect("data");
+    assert!(String::from_utf8_lossy(&first).contains("content"), "{first:?}");
+    assert!(
+        body.frame().await.is_none_or(|frame| frame.is_err()),
+        "the list does not pass"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_over_http_sse_is_answered_before_the_end() {
+    let (answers, feed) = tokio::sync::watch::channel(None::<String>);
+    let upstream = Upstream::start(move |seen| {
+        let mut feed = feed.clone();
+        async move {
+            let (sender, mut response) = stream();
+            if seen.method == Method::POST {
+                *response.status_mut() = StatusCode::ACCEPTED;
+                return response;
+            }
+            sender
+                .send("event: endpoint\ndata: /messages?s=1\n\n".to_owned())
+                .expect("a reader");
+            tokio::spawn(async move {
+                let answer = feed.wait_for(Option::is_some).await.expect("the test runs").clone();
+                let _ = sender.send(answer.expect("just seen"));
+                sender.closed().await;
+            });
+            response
+        }
+    })
+    .await;
+    let yaml = format!(
+        "routes:\n  notes:\n    path: /notes/mcp\n    upstream: {{urls: [\"{}\"], transport: sse}}\n",
+        upstream.url()
+    );
+    let gate = Gate::with_yaml(&yaml).await;
+    let token = gate.reader();
+    let mut opened = gate
+        .open(gate.request(Method::GET, &token, String::new()))
+        .await
+        .into_body();
+    let endpoint = opened
+        .frame()
+        .await
+        .expect("a frame")
+        .expect("whole")
+        .into_data()
+        .expect("data");
+    let endpoint = String::from_utf8_lossy(&endpoint).into_owned();
+    let target = endpoint.trim().rsplit("data: ").next().expect("a URL").to_owned();
+    let mut message = gate.post(&token, &call("echo"));
+    *message.uri_mut() = target.parse().expect("an absolute URL");
+    assert_eq!(gate.open(message).await.status(), StatusCode::ACCEPTED);
+    upstream.wait_for(2).await;
+    let end = tokio::spawn(gate.running.shutdown());
+    // The shutdown is under way before the answer comes: nobody is accepted any more.
+    let answer = json!({"jsonrpc": "2.0", "id": 7, "result": {"content": []}});
+    answers.send_replace(Some(event(&answer)));
+    let rest = tokio::time::timeout(PATIENCE, opened.collect())
+        .await
+        .expect("the stream ends once the call is answered")
+        .expect("it isn't cut");
+    assert!(String::from_utf8_lossy(&rest.to_bytes()).contains("content"));
+    tokio::time::timeout(PATIENCE, end)
+        .await
+        .expect("the gateway ends")
+        .expect("well");
 }
