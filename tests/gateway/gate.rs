@@ -67,21 +67,34 @@ impl Gate {
 
     /// A gateway configured by YAML: `identity`, `listen` and what else it needs are put before it.
     pub async fn with_yaml(yaml: &str) -> Self {
-        Self::with_listen("", yaml).await
+        Self::with_listen(IMPATIENT, yaml).await
     }
 
     /// The same with more keys for `listen`, indented by two.
     pub async fn with_listen(listen: &str, yaml: &str) -> Self {
+        Self::start(listen, None, yaml).await
+    }
+
+    /// A gateway whose callers another issuer vouches for: `identity` is that whole section.
+    pub async fn with_identity(identity: &str, yaml: &str) -> Self {
+        Self::start("", Some(identity), yaml).await
+    }
+
+    async fn start(listen: &str, identity: Option<&str>, yaml: &str) -> Self {
         let clock = Clock::system();
         let issuer = DevelopmentIssuer::start(clock.clone()).await.expect("an issuer");
         let directory = tempfile::tempdir().expect("a directory");
+        let ours = format!(
+            "identity:\n  corp:\n    issuer: {}\n    scope_upgrade_endpoint: https://login.example/upgrade\n",
+            issuer.issuer()
+        );
+        let identity = identity.unwrap_or(&ours);
         let text = format!(
-            "listen:\n  address: 127.0.0.1:0\n  limits: {{body_timeout: 2s, header_timeout: 1s}}\n  allowed_origins: [\"https://app.example\"]\n{listen}\
+            "listen:\n  address: 127.0.0.1:0\n  allowed_origins: [\"https://app.example\"]\n{listen}\
              admin: {{address: \"127.0.0.1:0\"}}\n\
              telemetry: {{audit: {{file: audit.jsonl}}}}\n\
-             identity:\n  corp:\n    issuer: {}\n    scope_upgrade_endpoint: https://login.example/upgrade\n\
-             roles:\n  reader: [\"scope:notes.read\"]\n  editor: [\"role:notes-editor\"]\n{yaml}",
-            issuer.issuer()
+             {identity}\
+             roles:\n  reader: [\"scope:notes.read\"]\n  editor: [\"role:notes-editor\"]\n{yaml}"
         );
         let loaded = Config::parse(&text, "test.yaml", directory.path(), &|_| None)
             .unwrap_or_else(|errors| panic!("the test's configuration is wrong: {errors}\n{text}"));
@@ -192,6 +205,9 @@ impl Gate {
             .find_map(|line| line.strip_prefix(start)?.trim().parse().ok())
     }
 }
+
+/// Slow requests are given up soon. Pools of real clients hold connections for longer than this.
+const IMPATIENT: &str = "  limits: {body_timeout: 2s, header_timeout: 1s}\n";
 
 /// Rules of the tests: readers may list and echo, editors delete; nobody touches `admin_*`.
 pub const RULES: &str = "    scopes: [mcp.use]

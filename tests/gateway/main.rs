@@ -2,6 +2,7 @@
 
 mod demo;
 mod gate;
+mod interop;
 mod refusals;
 mod regressions;
 mod review;

@@ -1,0 +1,362 @@
+//! Official SDKs, old and new, as clients and servers: with the gate between them, nothing may change for either.
+//!
+//! Each pair runs twice on fresh servers, directly and through the gate; the clients print what happened, step by step, and
+//! both reports must be equal. What the clients and servers are stands in `tests/interop/README.md`.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use super::gate::Gate;
+
+/// Longest a client may take; its steps have ten seconds each.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Server {
+    name: &'static str,
+    program: &'static str,
+    arguments: &'static [&'static str],
+    path: &'static str,
+    sse: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Client {
+    name: &'static str,
+    program: &'static str,
+    arguments: &'static [&'static str],
+}
+
+const PY2: &str = "target/interop/py2/bin/python";
+const PY1: &str = "target/interop/py1/bin/python";
+const PYOLD: &str = "target/interop/pyold/bin/python";
+const NODE: &str = "node";
+
+const NEW: Server = server("new", PY2, &["tests/interop/servers/new.py"], "/mcp", false);
+const FAST: Server = server("fastmcp", PY2, &["tests/interop/servers/fast.py"], "/mcp", false);
+const MID: Server = server("mid", PY1, &["tests/interop/servers/mid.py"], "/mcp", false);
+const OLD_SSE: Server = server("old SSE", PYOLD, &["tests/interop/servers/old_sse.py"], "/sse", true);
+const V2_SERVER: Server = server("npm v2", NODE, &["tests/interop/servers/v2.mjs"], "/mcp", false);
+const EVERYTHING: Server = server(
+    "everything",
+    NODE,
+    &["tests/interop/servers/everything.mjs", "--mode", "streamable"],
+    "/mcp",
+    false,
+);
+const EVERYTHING_SSE: Server = server(
+    "everything SSE",
+    NODE,
+    &["tests/interop/servers/everything.mjs", "--mode", "sse"],
+    "/sse",
+    true,
+);
+
+const PY2_AUTO: Client = client("py2", PY2, &["tests/interop/clients/py2.py"]);
+const PY2_LEGACY: Client = client("py2 legacy", PY2, &["tests/interop/clients/py2.py", "--mode", "legacy"]);
+const PY1_CLIENT: Client = client("py1", PY1, &["tests/interop/clients/py1.py"]);
+const V1: Client = client("npm v1", NODE, &["tests/interop/clients/v1.mjs"]);
+const V2: Client = client("npm v2", NODE, &["tests/interop/clients/v2.mjs", "--mode", "auto"]);
+const V2_LEGACY: Client = client(
+    "npm v2 legacy",
+    NODE,
+    &["tests/interop/clients/v2.mjs", "--mode", "legacy"],
+);
+
+const fn server(
+    name: &'static str,
+    program: &'static str,
+    arguments: &'static [&'static str],
+    path: &'static str,
+    sse: bool,
+) -> Server {
+    Server {
+        name,
+        program,
+        arguments,
+        path,
+        sse,
+    }
+}
+
+const fn client(name: &'static str, program: &'static str, arguments: &'static [&'static str]) -> Client {
+    Client {
+        name,
+        program,
+        arguments,
+    }
+}
+
+/// Rules that let everything through, so that every reply is looked at.
+const INSPECTED: &str = "    tools: {rules: [{allow: [\"*\"]}]}
+    resources: {rules: [{allow: [\"*\"]}]}
+    prompts: {rules: [{allow: [\"*\"]}]}
+";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A program of the interop environment; missing, it is the test's failure, not a reason to skip it.
+fn program(name: &str) -> PathBuf {
+    if name == NODE {
+        assert!(
+            root().join("target/interop/node").exists(),
+            "run tests/interop/setup first: the npm packages are missing"
+        );
+        return name.into();
+    }
+    let path = root().join(name);
+    assert!(path.exists(), "run tests/interop/setup first: {name} is missing");
+    path
+}
+
+fn command(name: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program(name));
+    command
+        .args(arguments)
+        .current_dir(root())
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    command
+}
+
+impl Server {
+    /// Starts it; its URL.
+    async fn start(self) -> (Child, String) {
+        let mut child = command(self.program, self.arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the server starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        let port = tokio::time::timeout(Duration::from_secs(60), async {
+            while let Some(line) = lines.next_line().await.expect("text") {
+                if let Some(port) = line.strip_prefix("PORT ") {
+                    return port.trim().to_owned();
+                }
+            }
+            panic!("{} ended without a port", self.name)
+        })
+        .await
+        .unwrap_or_else(|_| panic!("{} did not listen in time", self.name));
+        // Read on, so that the server never blocks on a full pipe.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        (child, format!("http://127.0.0.1:{port}{}", self.path))
+    }
+
+    fn route(self, url: &str, transport: &str, more: &str) -> String {
+        format!(
+            "routes:\n  notes:\n    path: /notes/mcp\n    upstream: {{urls: [\"{url}\"], transport: {transport}}}\n{more}"
+        )
+    }
+
+    fn transport(self) -> &'static str {
+        if self.sse { "sse" } else { "streamable-http" }
+    }
+}
+
+impl Client {
+    async fn run(self, server: Server, url: &str, more: &[&str]) -> Value {
+        let mut command = command(self.program, self.arguments);
+        command.arg(url).args(more).stdout(Stdio::piped()).stderr(Stdio::null());
+        if server.sse {
+            command.args(["--transport", "sse"]);
+        }
+        if server.name.starts_with("everything") {
+            command.args(["--profile", "everything"]);
+        }
+        let output = tokio::time::timeout(PATIENCE, command.output())
+            .await
+            .unwrap_or_else(|_| panic!("{} against {} took over two minutes", self.name, server.name))
+            .expect("the client runs");
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
+            panic!(
+                "{} against {} printed no report: {}",
+                self.name,
+                server.name,
+                String::from_utf8_lossy(&output.stdout)
+            )
+        })
+    }
+}
+
+struct Pair {
+    server: Server,
+    client: Client,
+    transport: &'static str,
+    rules: &'static str,
+    label: &'static str,
+}
+
+impl Pair {
+    /// A line of the table, and whether the two runs were equal.
+    async fn run(&self) -> (String, bool) {
+        let (server, direct_url) = self.server.start().await;
+        let direct = self.client.run(self.server, &direct_url, &[]).await;
+        drop(server);
+        let (_server, url) = self.server.start().await;
+        let gate = Gate::with_listen("", &self.server.route(&url, self.transport, self.rules)).await;
+        let token = gate.token(&[], &[]);
+        let gated = self.client.run(self.server, &gate.url(), &["--token", &token]).await;
+        let name = format!("{:<15} x {:<14} {:<9}", self.server.name, self.client.name, self.label);
+        let (Value::Object(direct), Value::Object(gated)) = (direct, gated) else {
+            return (format!("{name} no report"), false);
+        };
+        let different: Vec<String> = direct
+            .iter()
+            .filter(|(step, outcome)| gated.get(*step) != Some(outcome))
+            .map(|(step, outcome)| {
+                let got = gated.get(step).unwrap_or(&Value::Null);
+                format!("    {step}: directly {outcome}\n    {step}: gated    {got}")
+            })
+            .collect();
+        let extra: Vec<&String> = gated.keys().filter(|step| !direct.contains_key(*step)).collect();
+        let equal = different.is_empty() && extra.is_empty();
+        let verdict = if equal {
+            format!("{} steps equal", direct.len())
+        } else {
+            format!("DIFFERENT {extra:?}\n{}", different.join("\n"))
+        };
+        (format!("{name} {verdict}"), equal)
+    }
+}
+
+fn pairs() -> Vec<Pair> {
+    let mut pairs = Vec::new();
+    let mut add = |server: Server, clients: &[Client], rules, label| {
+        for &client in clients {
+            pairs.push(Pair {
+                server,
+                client,
+                transport: server.transport(),
+                rules,
+                label,
+            });
+        }
+    };
+    let streamable = [PY2_AUTO, PY2_LEGACY, PY1_CLIENT, V1, V2, V2_LEGACY];
+    let sse = [PY2_LEGACY, PY1_CLIENT, V1, V2_LEGACY];
+    add(NEW, &streamable, "", "as it is");
+    add(MID, &[PY2_LEGACY, PY1_CLIENT, V1, V2_LEGACY], "", "as it is");
+    add(V2_SERVER, &[PY2_AUTO, V1, V2], "", "as it is");
+    add(FAST, &[PY2_AUTO, V2], "", "as it is");
+    add(EVERYTHING, &[PY2_LEGACY, PY1_CLIENT, V1, V2_LEGACY], "", "as it is");
+    add(OLD_SSE, &sse, "", "as it is");
+    add(EVERYTHING_SSE, &[PY1_CLIENT, V1], "", "as it is");
+    add(NEW, &[PY2_AUTO, V2], INSPECTED, "inspected");
+    add(MID, &[PY1_CLIENT], INSPECTED, "inspected");
+    add(OLD_SSE, &[PY1_CLIENT], INSPECTED, "inspected");
+    add(EVERYTHING, &[V1], INSPECTED, "inspected");
+    pairs.push(Pair {
+        server: OLD_SSE,
+        client: V1,
+        transport: "auto",
+        rules: "",
+        label: "auto",
+    });
+    pairs.push(Pair {
+        server: MID,
+        client: V1,
+        transport: "auto",
+        rules: "",
+        label: "auto",
+    });
+    pairs
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_pair_does_through_the_gate_what_it_does_without() {
+    let results: Vec<(String, bool)> = futures_util::stream::iter(pairs())
+        .map(|pair| async move { pair.run().await })
+        .buffered(3)
+        .collect()
+        .await;
+    let table: Vec<&str> = results.iter().map(|(line, _)| line.as_str()).collect();
+    println!("{}", table.join("\n"));
+    let different: Vec<&str> = results
+        .iter()
+        .filter(|(_, equal)| !equal)
+        .map(|(line, _)| line.as_str())
+        .collect();
+    assert!(
+        different.is_empty(),
+        "the gate made a difference:\n{}",
+        different.join("\n")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_every_era_survive_a_refusal() {
+    let rules = "    tools: {rules: [{allow: [\"*\"]}, {deny: [\"fail\"]}]}\n";
+    for (server, client) in [
+        (NEW, PY2_AUTO),
+        (NEW, PY2_LEGACY),
+        (NEW, V2),
+        (MID, PY1_CLIENT),
+        (MID, V1),
+        (OLD_SSE, PY1_CLIENT),
+        (OLD_SSE, PY2_LEGACY),
+        (OLD_SSE, V1),
+        (OLD_SSE, V2_LEGACY),
+    ] {
+        let (_server, url) = server.start().await;
+        let gate = Gate::with_listen("", &server.route(&url, server.transport(), rules)).await;
+        let token = gate.token(&[], &[]);
+        let report = client
+            .run(server, &gate.url(), &["--token", &token, "--expect-denied", "fail"])
+            .await;
+        let name = format!("{} x {}: {report}", server.name, client.name);
+        let listed = report["tools"]["listed"].as_bool().or(report["tools.listed"].as_bool());
+        assert_ne!(listed, Some(true), "{name}");
+        assert!(
+            report["denied"].get("error").is_some() || report["denied"]["is_error"] == true,
+            "{name}"
+        );
+        assert!(report["next"].get("texts").is_some(), "{name}");
+        println!("{:<10} x {:<14} refused, and goes on", server.name, client.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sdk_clients_find_their_way_to_a_token() {
+    for (program, arguments) in [
+        (NODE, &["tests/interop/clients/oauth.mjs", "--sdk", "v1"][..]),
+        (NODE, &["tests/interop/clients/oauth.mjs", "--sdk", "v2"]),
+        (PY1, &["tests/interop/clients/oauth.py"]),
+        (PY2, &["tests/interop/clients/oauth.py"]),
+    ] {
+        let issuer = server("oidc-provider", NODE, &["tests/interop/servers/oidc.mjs"], "", false);
+        let (_issuer, issuer_url) = issuer.start().await;
+        let (_server, url) = MID.start().await;
+        let identity = format!("identity:\n  real:\n    issuer: {}\n", issuer_url.trim_end_matches('/'));
+        let yaml = MID.route(&url, MID.transport(), "    scopes: [mcp.use]\n");
+        let gate = Gate::with_identity(&identity, &yaml).await;
+        let mut command = command(program, arguments);
+        command.arg(gate.url()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = tokio::time::timeout(PATIENCE, command.output())
+            .await
+            .expect("in time")
+            .expect("it runs");
+        let report = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {report}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert!(
+            report.contains("/.well-known/oauth-protected-resource/notes/mcp"),
+            "{arguments:?}: {report}"
+        );
+        println!(
+            "{program} {}: 401, metadata, registration, PKCE, token, call",
+            arguments.join(" ")
+        );
+    }
+}
