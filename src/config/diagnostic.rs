@@ -32,6 +32,16 @@ impl Diagnostic {
             file: String::new(),
         }
     }
+
+    /// Replaces what came from the environment or a file. One or two characters are no secret, and replacing them
+    /// would only garble the text.
+    pub(super) fn hide(&mut self, value: &str) {
+        for text in [&mut self.key, &mut self.what, &mut self.remedy] {
+            if value.len() > 2 && text.contains(value) {
+                *text = text.replace(value, "${…}");
+            }
+        }
+    }
 }
 
 /// `file:line:column: key: what; remedy`.

@@ -19,6 +19,9 @@ use super::tree::{self, Node, Sources, Value};
 use super::*;
 use crate::policy::{Budget, OnExcess, PathStep, PolicySource, RoleLine, RuleSource, SourceError};
 
+/// Bytes: less is no limit that HTTP/1.1 connections keep.
+const MIN_HEADERS: usize = 8 * 1024;
+
 /// A configuration and what is doubtful about it.
 pub struct Loaded {
     pub config: Config,
@@ -60,6 +63,11 @@ impl Config {
         let sources = Sources { directory, env };
         let root = tree::parse(text, &sources, &mut report.errors.borrow_mut());
         let broken = !report.errors.borrow().is_empty() && root.is_none();
+        let unread: Vec<Place> = report.errors.borrow().iter().map(|error| error.place).collect();
+        let mut resolved = Vec::new();
+        if let Some(root) = &root {
+            tree::resolved(root, &mut resolved);
+        }
         let config = if broken {
             None
         } else {
@@ -71,11 +79,21 @@ impl Config {
         let finish = |mut all: Vec<Diagnostic>| {
             for diagnostic in &mut all {
                 file.clone_into(&mut diagnostic.file);
+                for value in &resolved {
+                    diagnostic.hide(value);
+                }
             }
             all.sort_by_key(|diagnostic| diagnostic.place);
             all
         };
-        let errors = finish(report.errors.into_inner());
+        let mut errors = report.errors.into_inner();
+        // What could not be interpolated is reported once, not again by whoever wanted the value.
+        let mut index = 0;
+        errors.retain(|error| {
+            index += 1;
+            index <= unread.len() || !unread.contains(&error.place)
+        });
+        let errors = finish(errors);
         match config {
             Some(config) if errors.is_empty() => Ok(Loaded {
                 config,
@@ -194,7 +212,12 @@ fn listen(section: &Section<'_>, directory: &Path) -> Option<Listen> {
             .duration("body_timeout", "For a request's body; default 30s.", false)
             .unwrap_or(defaults.body_timeout),
         headers: limits
-            .size("headers", "Bytes of a request's headers; default 64KiB.")
+            .size("headers", "Bytes of a request's headers, at least 8KiB; default 64KiB.")
+            .inspect(|size| {
+                if *size < MIN_HEADERS {
+                    limits.error_at("headers", "no browser's headers fit in this", "give at least 8KiB");
+                }
+            })
             .unwrap_or(defaults.headers),
     });
     let allowed_hosts = section.parsed_list("allowed_hosts", "Host names served besides public_url's.", host_name);
@@ -601,26 +624,19 @@ fn route(
     let upstream = section.text_or(
         "upstream",
         "The server behind: a URL, or a map with urls and more.",
-        |at| {
-            let url = upstream_url(&at.value)
-                .map_err(|remedy| section.error_in(&at, format!("\"{}\" does not fit", at.value), remedy));
-            Some(upstream_defaults(vec![url.ok()?]))
-        },
+        |text| Ok(upstream_defaults(vec![upstream_url(text)?])),
         |upstream| upstream_section(upstream, directory),
     );
     let credential = section
         .text_or(
             "credential",
             "What the upstream gets instead of the caller's token; default none.",
-            |at| {
-                if at.value != "none" {
-                    section.error_in(
-                        &at,
-                        format!("\"{}\" is no credential", at.value),
-                        "use none, or a map: {bearer: …}, {header: …}, {basic: …} or {exchange: …}",
-                    );
+            |text| {
+                if text == "none" {
+                    Ok(Credential::None)
+                } else {
+                    Err("use none, or a map: {bearer: …}, {header: …}, {basic: …} or {exchange: …}".to_owned())
                 }
-                Some(Credential::None)
             },
             |credential| credential_section(credential, directory),
         )
@@ -733,6 +749,9 @@ fn upstream_section(section: &Section<'_>, directory: &Path) -> Option<Upstream>
         let interval = health
             .duration("interval", "Between checks; default 5s.", false)
             .unwrap_or(Duration::from_secs(5));
+        if tcp == Some(true) && http.is_some() {
+            health.error_here("tcp and http are alternatives", "keep one of them");
+        }
         let check = match (tcp, http) {
             (_, Some(path)) => HealthCheck::Http(path.value),
             (Some(true), None) => HealthCheck::Tcp,
@@ -946,6 +965,9 @@ fn rules(section: &Section<'_>, list: &'static str, places: &mut RulePlaces) -> 
                 .text("when", "CEL over principal, tool, args, route and now.")
                 .map(|at| at.value),
         };
+        if source.to.is_empty() && rule.has("to") {
+            rule.error_at("to", "no role is named", "name one, or remove `to` to mean everyone");
+        }
         if source.allow.is_empty() == source.deny.is_empty() && !rule.is_describing() {
             rule.error_here("a rule either allows or denies", "give exactly one of allow and deny");
         }

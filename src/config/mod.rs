@@ -6,6 +6,8 @@
 mod diagnostic;
 mod load;
 mod raw;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place};

@@ -41,6 +41,9 @@ pub struct Section<'a> {
     describing: bool,
 }
 
+/// More of anything than a machine has connections or a server tools.
+const MAX_COUNT: usize = 1_000_000;
+
 /// Secrets nobody should have left in place.
 const DEFAULT_SECRETS: [&str; 8] = [
     "demo-secret-key-change-in-production",
@@ -175,14 +178,14 @@ impl<'a> Section<'a> {
         .map(|at| at.value)
     }
 
-    /// A whole number from 1.
+    /// A whole number from 1 to a million.
     pub fn count(&self, key: &'static str, about: &str) -> Option<usize> {
         self.typed(
             key,
-            json!({"type": "integer", "minimum": 1, "description": about}),
+            json!({"type": "integer", "minimum": 1, "maximum": MAX_COUNT, "description": about}),
             |scalar| match scalar.text.parse() {
-                Ok(count) if count > 0 && !scalar.quoted => Ok(count),
-                _ => Err("use a whole number from 1".to_owned()),
+                Ok(count) if (1..=MAX_COUNT).contains(&count) && !scalar.quoted => Ok(count),
+                _ => Err("use a whole number from 1 to 1000000".to_owned()),
             },
         )
         .map(|at| at.value)
@@ -393,25 +396,18 @@ impl<'a> Section<'a> {
         Some(items.iter().enumerate().map(read_item).collect())
     }
 
-    /// A value that is a text or a map: the text, or what `read` makes of the map.
+    /// A value that is a text or a map: what `parse` makes of the text, or `read` of the map.
     pub fn text_or<T>(
         &self,
         key: &'static str,
         about: &str,
-        text: impl FnOnce(At<String>) -> Option<T>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
         read: impl FnOnce(&Section<'a>) -> Option<T>,
     ) -> Option<T> {
         let node = self.ask(key, Json::Null);
         let path = self.path(key);
-        if let Some(At { value, place, key }) =
-            node.and_then(|node| scalar(node).map(|scalar| (node, scalar)))
-                .map(|(node, scalar)| At {
-                    value: scalar.text.clone(),
-                    place: node.place,
-                    key: path.clone(),
-                })
-        {
-            return text(At { value, place, key });
+        if let Some(node) = node.filter(|node| scalar(node).is_some()) {
+            return self.value(node, path, |scalar| parse(&scalar.text)).map(|at| at.value);
         }
         if node.is_none() && !self.describing {
             return None;
@@ -472,7 +468,12 @@ impl<'a> Section<'a> {
 
     fn value<T>(&self, node: &Node, path: String, parse: impl FnOnce(&Scalar) -> Result<T, String>) -> Option<At<T>> {
         let Some(scalar) = scalar(node) else {
-            self.error(node.place, &path, "this must be a single value", "");
+            self.error(
+                node.place,
+                &path,
+                "this must be a single value",
+                "write a text or a number",
+            );
             return None;
         };
         match parse(scalar) {
@@ -482,10 +483,10 @@ impl<'a> Section<'a> {
                 key: path,
             }),
             Err(remedy) => {
-                let what = if scalar.resolved {
-                    "the interpolated value does not fit".to_owned()
-                } else {
-                    format!("\"{}\" does not fit", scalar.text)
+                let what = match &*scalar.text {
+                    _ if scalar.resolved => "the interpolated value does not fit".to_owned(),
+                    url if url.contains("://") && url.contains('@') => "the URL does not fit".to_owned(),
+                    text => format!("\"{text}\" does not fit"),
                 };
                 self.error(node.place, &path, what, remedy);
                 None
@@ -504,7 +505,6 @@ impl<'a> Section<'a> {
                 .enumerate()
                 .map(|(index, item)| (item, format!("{path}[{index}]")))
                 .collect(),
-            Value::Null => Vec::new(),
             _ => vec![(node, path)],
         }
     }
@@ -512,7 +512,18 @@ impl<'a> Section<'a> {
     fn ask(&self, key: &'static str, schema: Json) -> Option<&'a Node> {
         self.known.borrow_mut().push(key);
         self.describe_as(key, schema);
-        self.find(key).filter(|node| !matches!(node.value, Value::Null))
+        let node = self.find(key)?;
+        if matches!(node.value, Value::Null) {
+            // Were it as good as absent, an emptied `to:` or `rules:` would let everyone in.
+            self.error(
+                node.place,
+                &self.path(key),
+                "this key has no value",
+                "give it one, or remove the line",
+            );
+            return None;
+        }
+        Some(node)
     }
 
     fn describe_as(&self, key: &str, schema: Json) {

@@ -92,6 +92,17 @@ pub fn parse(text: &str, sources: &Sources<'_>, errors: &mut Vec<Diagnostic>) ->
     builder.root
 }
 
+/// Collects what came from the environment or files, longest first.
+pub fn resolved(node: &Node, values: &mut Vec<String>) {
+    match &node.value {
+        Value::Scalar(scalar) if scalar.resolved => values.push(scalar.text.clone()),
+        Value::Scalar(_) | Value::Null => {}
+        Value::List(items) => items.iter().for_each(|item| resolved(item, values)),
+        Value::Map(entries) => entries.iter().for_each(|(_, node)| resolved(node, values)),
+    }
+    values.sort_by_key(|value| std::cmp::Reverse(value.len()));
+}
+
 struct Builder<'a> {
     sources: &'a Sources<'a>,
     errors: &'a mut Vec<Diagnostic>,
@@ -165,11 +176,11 @@ impl Builder<'_> {
     }
 
     fn scalar(&mut self, text: String, style: ScalarStyle, place: Place) -> Option<()> {
+        let at = self.path();
         if let Some(Open::Map(_, entries, key @ None)) = self.stack.last_mut() {
             if entries.iter().any(|(key, _)| key.name == text) {
                 let what = format!("the key \"{text}\" stands here twice");
-                self.errors
-                    .push(Diagnostic::new(place, &text, what, "keep one of them"));
+                self.errors.push(Diagnostic::new(place, &at, what, "keep one of them"));
             }
             *key = Some(Key { place, name: text });
             return Some(());
@@ -207,8 +218,27 @@ impl Builder<'_> {
         Some(())
     }
 
+    /// Where in the tree the next value goes.
+    fn path(&self) -> String {
+        let mut path = String::new();
+        for open in &self.stack {
+            match open {
+                Open::List(_, items) => path.push_str(&format!("[{}]", items.len())),
+                Open::Map(_, _, Some(key)) => {
+                    if !path.is_empty() {
+                        path.push('.');
+                    }
+                    path.push_str(&key.name);
+                }
+                Open::Map(_, _, None) => {}
+            }
+        }
+        path
+    }
+
     fn error(&mut self, place: Place, what: impl Into<String>, remedy: &str) {
-        self.errors.push(Diagnostic::new(place, "", what, remedy));
+        let key = self.path();
+        self.errors.push(Diagnostic::new(place, &key, what, remedy));
     }
 }
 

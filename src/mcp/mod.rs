@@ -2,6 +2,19 @@
 //!
 //! [`parse`] reads a body, [`agree`] holds it against its headers, [`target`] says what it asks for. On the way back
 //! [`Scanner`] watches, [`sse`] finds events and [`lists`] filters.
+//!
+//! ```
+//! use portcullis::mcp::{Target, parse, target};
+//!
+//! let body = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"get_note"}}"#;
+//! let payload = parse(&body.into())?;
+//! assert!(matches!(target(&payload.messages()[0]), Target::Tool { name: "get_note", .. }));
+//!
+//! // Two readers may read a repeated key differently, and one of them is the server.
+//! let twice = r#"{"jsonrpc":"2.0","id":1,"method":"ping","method":"tools/call"}"#;
+//! assert_eq!(parse(&twice.into()).unwrap_err().code(), -32700);
+//! # Ok::<(), portcullis::mcp::EnvelopeError>(())
+//! ```
 
 mod agreement;
 mod envelope;

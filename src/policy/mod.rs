@@ -3,6 +3,29 @@
 //! Pure: no IO, and the time of day is an argument. [`source`](PolicySource) is what the configuration says, [`Roles`] and
 //! [`RoutePolicy`] are that compiled, [`Decision`] is an answer and [`Permit`] its proof: only this module makes one, and
 //! [`crate::credential`] and [`crate::upstream`] demand it.
+//!
+//! What is listed can be called, save for conditions over arguments and for scopes still to be had:
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use portcullis::authn::Principal;
+//! use portcullis::mcp::{ListKind, parse};
+//! use portcullis::policy::{PolicySource, Roles, RoutePolicy, RuleSource};
+//!
+//! let rule = RuleSource { allow: vec!["get_*".to_owned()], ..RuleSource::default() };
+//! let source = PolicySource { tools: Some(vec![rule]), ..PolicySource::default() };
+//! let policy = RoutePolicy::compile(source, &Arc::new(Roles::default())).expect("the rules are good");
+//!
+//! let caller = Arc::new(Principal::anonymous());
+//! let body = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"drop_all"}}"#;
+//! let payload = parse(&body.into()).expect("it is JSON-RPC");
+//! let verdict = policy.authorize(&caller, "notes", payload.messages(), 0);
+//! assert!(verdict.permit.is_none());
+//! assert_eq!(verdict.decisions[0].reason(), "no_rule");
+//! assert!(!policy.lists(&caller, "notes", ListKind::Tools, "drop_all", 0));
+//! assert!(policy.lists(&caller, "notes", ListKind::Tools, "get_note", 0));
+//! ```
 
 mod check;
 mod decide;

@@ -1,7 +1,7 @@
 //! Reply to caller: what of an answer the caller may see, and how it was.
 //!
-//! [`forward`] sends the call and picks a path for the reply: [`json`] and [`events`] carry it, [`inspect`] filters what has
-//! to be, [`gather`] answers a budgeted list as one page, [`ending`] counts and audits each call once. [`headers`] says
+//! `forward` sends the call and picks a path for the reply: `json` and `events` carry it, `inspect` filters what has
+//! to be, `gather` answers a budgeted list as one page, `ending` counts and audits each call once. `headers` says
 //! what crosses the gate in either direction.
 
 mod ending;

@@ -6,7 +6,7 @@
 //! 1. Opened under another route or by another principal, it is as unknown as a forged one: 404, the client
 //!    initializes again (MCP 2025-11-25, "Session Management").
 //! 2. The person is a hash over length-prefixed issuer and subject, so a session survives a token refresh.
-//! 3. HTTP+SSE streams live on the replica that holds them ([`streams`]); the client's `session_id` is their sealed key.
+//! 3. HTTP+SSE streams live on the replica that holds them (`streams`); the client's `session_id` is their sealed key.
 
 mod check;
 mod keyfile;

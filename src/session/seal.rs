@@ -55,7 +55,7 @@ pub enum SealError {
     /// Forged, damaged, of another purpose, or sealed with a key that is gone; nobody is told which.
     #[error("not a seal of this gateway")]
     Invalid,
-    /// More than [`MAX_PLAINTEXT`] bytes to seal.
+    /// More than fits a sealed text of 1024 characters.
     #[error("too long to be sealed")]
     TooLong,
 }
@@ -87,7 +87,7 @@ impl Sealer {
         }
     }
 
-    /// Seals up to [`MAX_PLAINTEXT`] bytes with the first key.
+    /// Seals what fits a sealed text of 1024 characters with the first key.
     ///
     /// # Errors
     /// [`SealError::TooLong`].

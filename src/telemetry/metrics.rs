@@ -80,7 +80,7 @@ impl Metrics {
         self.unrouted.entry(code).or_insert_with(make).increment(1);
     }
 
-    /// Counts a look into a cache of tokens: `cache` is `verify` or `exchange`, `result` is `hit` or `miss`.
+    /// Counts a look into a cache of tokens: `cache` is `verified` or `exchange`, `result` is `hit` or `miss`.
     pub fn token_cache(&self, cache: &'static str, result: &'static str) {
         if let Some(counter) = self.caches.get(&(cache, result)) {
             return counter.increment(1);

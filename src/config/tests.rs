@@ -1,0 +1,568 @@
+//! The files that are shipped, and files that are wrong.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use serde_json::Value as Json;
+
+use super::*;
+
+const REFERENCE: &str = include_str!("../../config/portcullis.yaml");
+const QUICKSTART: &str = include_str!("../../config/quickstart.yaml");
+
+/// A file that is right, for tests to add to: nothing of it may be given twice.
+const ROUTES: &str = "routes: {r: {path: /mcp, anonymous: true, upstream: 'http://127.0.0.1:1/mcp'}}\n";
+
+fn env(name: &str) -> Option<String> {
+    let value = match name {
+        "ADMIN_TOKEN" => "an-admin-token",
+        "TICKET_SECRET" => "0123456789abcdef0123456789abcdef",
+        "WIKI_TOKEN" => "a-wiki-token",
+        "SEARCH_KEY" => "a-search-key",
+        "SHORT" => "hunter2hunter2",
+        "PLAIN_URL" => "http://login.example.com/token",
+        "LEAK" => "sk-live-4242",
+        _ => return None,
+    };
+    Some(value.to_owned())
+}
+
+fn parse(text: &str) -> Result<Loaded, Diagnostics> {
+    Config::parse(text, "p.yaml", std::path::Path::new("/nowhere"), &env)
+}
+
+/// The errors of a bad file, a line each.
+fn errors(text: &str) -> String {
+    match parse(text) {
+        Ok(_) => panic!("accepted:\n{text}"),
+        Err(errors) => errors.to_string(),
+    }
+}
+
+fn secrets() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    let secrets = directory.path().join("secrets");
+    std::fs::create_dir(&secrets).expect("a directory");
+    for (name, text) in [
+        ("seal", "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n"),
+        ("gate", "a-client-secret\n"),
+        ("status", "a-password\n"),
+    ] {
+        std::fs::write(secrets.join(name), text).expect("a file");
+    }
+    directory
+}
+
+fn keys_of_file(node: &tree::Node, keys: &mut BTreeSet<String>) {
+    match &node.value {
+        tree::Value::Map(entries) => {
+            for (key, node) in entries {
+                keys.insert(key.name.clone());
+                keys_of_file(node, keys);
+            }
+        }
+        tree::Value::List(items) => items.iter().for_each(|item| keys_of_file(item, keys)),
+        tree::Value::Scalar(_) | tree::Value::Null => {}
+    }
+}
+
+fn keys_of_schema(schema: &Json, keys: &mut BTreeSet<String>) {
+    match schema {
+        Json::Object(members) => {
+            for (name, member) in members {
+                if let ("properties", Json::Object(properties)) = (&**name, member) {
+                    keys.extend(properties.keys().cloned());
+                    properties.values().for_each(|property| keys_of_schema(property, keys));
+                } else {
+                    keys_of_schema(member, keys);
+                }
+            }
+        }
+        Json::Array(items) => items.iter().for_each(|item| keys_of_schema(item, keys)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_shipped_files_load_without_a_warning() {
+    let directory = secrets();
+    for text in [REFERENCE, QUICKSTART] {
+        let loaded = Config::parse(text, "p.yaml", directory.path(), &env);
+        let loaded = loaded.unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(loaded.warnings, []);
+    }
+}
+
+#[test]
+fn the_reference_holds_every_key_and_no_other() {
+    let directory = secrets();
+    let sources = tree::Sources {
+        directory: directory.path(),
+        env: &env,
+    };
+    let root = tree::parse(REFERENCE, &sources, &mut Vec::new()).expect("it parses");
+    let (mut given, mut known) = (BTreeSet::new(), BTreeSet::new());
+    keys_of_file(&root, &mut given);
+    keys_of_schema(&Config::schema(), &mut known);
+    let missing: Vec<_> = known.difference(&given).collect();
+    assert!(missing.is_empty(), "not in the reference: {missing:?}");
+    // Names that the file's author chooses.
+    let chosen: BTreeSet<String> = [
+        "corp",
+        "offline",
+        "tickets",
+        "reader",
+        "editor",
+        "notes",
+        "wiki",
+        "search",
+        "status",
+        "mcp:admin",
+    ]
+    .map(str::to_owned)
+    .into();
+    let unknown: Vec<_> = given.difference(&known).filter(|key| !chosen.contains(*key)).collect();
+    assert!(unknown.is_empty(), "not in the schema: {unknown:?}");
+}
+
+#[test]
+fn errors_read_place_key_what_and_remedy() {
+    for (text, expected) in [
+        (
+            "listen: {adress: 127.0.0.1:1}\nroutes: {r: {path: /mcp, anonymous: true, upstream: 'http://h/'}}",
+            "p.yaml:1:10: listen.adress: unknown key \"adress\"; did you mean \"address\"?",
+        ),
+        (
+            "routes: {r: {path: mcp, anonymous: true, upstream: 'http://h/'}}",
+            "p.yaml:1:20: routes.r.path: \"mcp\" does not fit; use a plain path such as /notes/mcp, without a slash at its end",
+        ),
+        (
+            "routes:\n  r:\n    path: /mcp\n    path: /two\n    anonymous: true\n    upstream: http://h/",
+            "p.yaml:4:5: routes.r: the key \"path\" stands here twice; keep one of them",
+        ),
+        (
+            "routes: {r: {path: /mcp, anonymous: true, upstream: 'http://h/', credential: {bearer: '${env:NOT_SET}'}}}",
+            "p.yaml:1:87: routes.r.credential.bearer: the environment variable NOT_SET is not set; set NOT_SET, or use ${file:PATH}",
+        ),
+        (
+            "",
+            "p.yaml: routes: no route is configured; add one: routes: {notes: {path: /notes/mcp, upstream: http://…}}",
+        ),
+    ] {
+        assert_eq!(errors(text), expected);
+    }
+}
+
+#[test]
+fn all_errors_come_at_once_in_the_order_of_the_file() {
+    let text = "listen: {address: nowhere}\nstate: {directory: [a]}\nidentity: {a: {issuer: 'ftp://x'}}\n\
+                routes:\n  r:\n    path: /mcp/\n    upstream: nonsense\n    denials: loud\n    tols: {}\n";
+    let errors = errors(text);
+    let keys: Vec<&str> = errors
+        .lines()
+        .map(|line| line.split(": ").nth(1).expect("a key"))
+        .collect();
+    let expected = [
+        "listen.address",
+        "state.directory",
+        "identity.a.issuer",
+        "routes.r.path",
+        "routes.r.upstream",
+        "routes.r.denials",
+        "routes.r.tols",
+    ];
+    // The route's missing identity is told at the route itself.
+    let keys: Vec<&str> = keys.into_iter().filter(|key| *key != "routes.r").collect();
+    assert_eq!(keys, expected, "{errors}");
+}
+
+/// A bad file, the key that is named and a part of what is said.
+type Case = (&'static str, &'static str, &'static str);
+
+fn each(cases: &[Case], whole: impl Fn(&str) -> String) {
+    for (text, key, fragment) in cases {
+        let text = whole(text);
+        let errors = errors(&text);
+        let named = errors
+            .lines()
+            .any(|line| line.contains(&format!(": {key}: ")) && line.contains(fragment));
+        assert!(named, "wanted {key}: {fragment}\ngot {errors}\nfor {text}");
+    }
+}
+
+#[test]
+fn bad_sections_are_refused() {
+    let cases: &[Case] = &[
+        (
+            "listen: {address: '0.0.0.0:1', public_url: 'https://h'}",
+            "listen.address",
+            "there is no tls",
+        ),
+        (
+            "listen: {address: '0.0.0.0:1', tls: {certificate: c, key: k}}",
+            "listen",
+            "public_url is required",
+        ),
+        (
+            "listen: {public_url: 'http://mcp.example.com'}",
+            "listen.public_url",
+            "https off loopback",
+        ),
+        (
+            "listen: {public_url: 'https://h/path'}",
+            "listen.public_url",
+            "scheme and authority only",
+        ),
+        (
+            "listen: {public_url: 'http://localhost', tls: {certificate: c, key: k}}",
+            "listen.public_url",
+            "TLS ends here",
+        ),
+        ("listen: {tls: {certificate: c}}", "listen.tls.key", "missing"),
+        ("listen: {tls: }", "listen.tls", "no value"),
+        (
+            "listen: {limits: {connections: 0}}",
+            "listen.limits.connections",
+            "whole number",
+        ),
+        (
+            "listen: {limits: {connections: 18446744073709551615}}",
+            "listen.limits.connections",
+            "whole number",
+        ),
+        (
+            "listen: {limits: {body_timeout: 10}}",
+            "listen.limits.body_timeout",
+            "10s",
+        ),
+        (
+            "listen: {limits: {headers: 1KiB}}",
+            "listen.limits.headers",
+            "at least 8KiB",
+        ),
+        ("listen: {limits: {headers: 2GiB}}", "listen.limits.headers", "64KiB"),
+        (
+            "listen: {allowed_hosts: ['h:80']}",
+            "listen.allowed_hosts[0]",
+            "without a port",
+        ),
+        (
+            "listen: {allowed_origins: ['*']}",
+            "listen.allowed_origins[0]",
+            "scheme://host",
+        ),
+        ("listen: text", "listen", "must be a map"),
+        ("admin: {token: changeme}", "admin.token", "well-known default"),
+        ("admin: {token: ''}", "admin.token", "empty"),
+        ("telemetry: {log: {format: xml}}", "telemetry.log.format", "text, json"),
+        (
+            "telemetry: {audit: {on_failure: ignore}}",
+            "telemetry.audit.on_failure",
+            "refuse, drop",
+        ),
+        ("state: {seal_keys: [c2hvcnQ=]}", "state.seal_keys[0]", "32 bytes"),
+        ("identity: {a: {}}", "identity.a.issuer", "missing"),
+        ("identity: {a: {issuer: }}", "identity.a.issuer", "no value"),
+        (
+            "identity: {a: {issuer: 'http://login.example.com'}}",
+            "identity.a.issuer",
+            "use https",
+        ),
+        (
+            "identity: {a: {issuer: 'https://169.254.169.254'}}",
+            "identity.a.issuer",
+            "link-local",
+        ),
+        (
+            "identity: {a: {issuer: 'https://h', algorithms: [none]}}",
+            "identity.a.algorithms[0]",
+            "RS256",
+        ),
+        (
+            "identity: {a: {issuer: 'https://h', algorithms: [HS256]}}",
+            "identity.a.algorithms[0]",
+            "shared_secret",
+        ),
+        (
+            "identity: {a: {issuer: 'https://h', jwks_file: f, jwks_uri: 'https://h/k'}}",
+            "identity.a.jwks_file",
+            "alternatives",
+        ),
+        (
+            "identity: {a: {issuer: 'https://h', shared_secret: '${env:SHORT}'}}",
+            "identity.a.shared_secret",
+            "shorter than 32",
+        ),
+        (
+            "identity: {a: {issuer: 'https://h', shared_secret: demo-secret-key-change-in-production}}",
+            "identity.a.shared_secret",
+            "well-known",
+        ),
+        (
+            "identity: {a: {issuer: 'https://h', implies: {x: y}}}",
+            "identity.a.implies",
+            "no list",
+        ),
+        ("roles: {x: []}", "roles.x", "nobody's"),
+        ("roles: {x: [staff]}", "roles.x[0]", "kind:value"),
+        (
+            "roles: {x: ['group:a', {all: ['colour:blue']}]}",
+            "roles.x[1].all[0]",
+            "colour",
+        ),
+        ("roles: {x: [{any: []}]}", "roles.x", "{all: [..]}"),
+        ("roles: {x: ['claim:department']}", "roles.x[0]", "claim:PATH=VALUE"),
+        ("roles: [x]", "roles", "map of roles"),
+        ("x: &a 1", "x", "anchors"),
+        ("x: !t 1", "x", "tags"),
+    ];
+    each(cases, |text| format!("{text}\n{ROUTES}"));
+}
+
+#[test]
+fn bad_routes_are_refused() {
+    let upstream = |text: &str| format!("upstream: {text}");
+    let cases: &[Case] = &[
+        ("path: ", "routes.r.path", "no value"),
+        ("path: /a//b", "routes.r.path", "plain path"),
+        ("path: /a/../b", "routes.r.path", "plain path"),
+        ("path: /.well-known/x", "routes.r.path", "metadata"),
+        (
+            "path: /m, identity: [ghost]",
+            "routes.r.identity[0]",
+            "no identity \"ghost\"",
+        ),
+        ("path: /m, anonymous: 'yes'", "routes.r.anonymous", "true or false"),
+        ("path: /m, scopes: ['a b']", "routes.r.scopes[0]", "no spaces"),
+        ("path: /m, limits: {body: 0}", "routes.r.limits.body", "64KiB"),
+        ("path: /m, denials: loud", "routes.r.denials", "auto, status, in_band"),
+        ("path: /m, credential: token", "routes.r.credential", "use none"),
+        ("path: /m, credential: ", "routes.r.credential", "no value"),
+        ("path: /m, credential: {}", "routes.r.credential", "0 credentials"),
+        (
+            "path: /m, credential: {bearer: b, basic: {username: u, password: p}}",
+            "routes.r.credential",
+            "2 credentials",
+        ),
+        (
+            "path: /m, credential: {basic: {username: 'a:b', password: p}}",
+            "routes.r.credential.basic.username",
+            "colon",
+        ),
+        (
+            "path: /m, credential: {header: {name: 'a b', value: v}}",
+            "routes.r.credential.header.name",
+            "header name",
+        ),
+        (
+            "path: /m, credential: {exchange: {client_id: i, client_secret: s}}",
+            "routes.r.credential.exchange.token_endpoint",
+            "missing",
+        ),
+        (
+            "path: /m, tools: {rules: [{allow: [a], deny: [b]}]}",
+            "routes.r.tools.rules[0]",
+            "either allows or denies",
+        ),
+        ("path: /m, tools: {rules: }", "routes.r.tools.rules", "no value"),
+        (
+            "path: /m, tools: {rules: [{allow: [a], to: []}]}",
+            "routes.r.tools.rules[0].to",
+            "no role is named",
+        ),
+        (
+            "path: /m, tools: {rules: [{allow: [a], to: [ghost]}]}",
+            "routes.r.tools.rules[0].to[0]",
+            "no role \"ghost\"",
+        ),
+        (
+            "path: /m, tools: {rules: [{allow: [a], when: 'size('}]}",
+            "routes.r.tools.rules[0].when",
+            "CEL",
+        ),
+        (
+            "path: /m, tools: {rules: [{allow: [a], when: 'user == 1'}]}",
+            "routes.r.tools.rules[0].when",
+            "unknown variable",
+        ),
+        (
+            "path: /m, tools: {rules: [{allow: [admin_x]}, {deny: ['admin_*']}]}",
+            "routes.r.tools.rules[0].allow[0]",
+            "never be allowed",
+        ),
+        (
+            "path: /m, tools: {rules: [{allow: ['']}]}",
+            "routes.r.tools.rules[0].allow[0]",
+            "not empty",
+        ),
+        ("path: /m, tools: {max: 0}", "routes.r.tools.max", "whole number"),
+        ("path: /m, tools: {pin: [a]}", "routes.r.tools", "without max"),
+        (
+            "path: /m, tools: {max: 1, on_excess: search}",
+            "routes.r.tools.on_excess",
+            "trim, refuse",
+        ),
+    ];
+    each(cases, |text| {
+        format!("routes: {{r: {{{text}, upstream: 'http://h/'}}}}")
+    });
+    let cases: &[Case] = &[
+        ("nonsense", "routes.r.upstream", "absolute URL"),
+        ("'http://user:pass@h/'", "routes.r.upstream", "no credentials"),
+        ("{}", "routes.r.upstream.urls", "missing"),
+        ("", "routes.r.upstream", "no value"),
+        (
+            "{urls: ['http://h/', 'http://h/']}",
+            "routes.r.upstream.urls[1]",
+            "twice",
+        ),
+        (
+            "{urls: 'http://h/', transport: stdio}",
+            "routes.r.upstream.transport",
+            "streamable-http",
+        ),
+        (
+            "{urls: 'http://h/', health: {}}",
+            "routes.r.upstream.health",
+            "no check",
+        ),
+        (
+            "{urls: 'http://h/', health: {tcp: true, http: /h}}",
+            "routes.r.upstream.health",
+            "alternatives",
+        ),
+        ("{urls: 'http://h/', client_key: k}", "routes.r.upstream", "go together"),
+        (
+            "{urls: 'http://h/', connect_timeout: 0}",
+            "routes.r.upstream.connect_timeout",
+            "10s",
+        ),
+        (
+            "{urls: 'http://h/', forward_headers: [Cookie]}",
+            "routes.r.upstream.forward_headers[0]",
+            "never forwarded",
+        ),
+    ];
+    each(cases, |text| {
+        format!("routes: {{r: {{path: /m, anonymous: true, {}}}}}", upstream(text))
+    });
+}
+
+#[test]
+fn identities_and_paths_are_unambiguous() {
+    let two = "identity: {a: {issuer: 'https://a'}, b: {issuer: 'https://b'}}\n";
+    let one = errors(&format!("{two}routes: {{r: {{path: /m, upstream: 'http://h/'}}}}"));
+    assert!(one.contains("routes.r: several identities exist"), "{one}");
+    let none = errors("routes: {r: {path: /m, upstream: 'http://h/'}}");
+    assert!(none.contains("routes.r: nobody can vouch"), "{none}");
+    for (first, second) in [("/m", "/m"), ("/m", "/m/messages"), ("/messages", "/")] {
+        let route = |path| format!("{{path: {path}, anonymous: true, upstream: 'http://h/'}}");
+        let errors = errors(&format!("routes: {{a: {}, b: {}}}", route(first), route(second)));
+        assert!(
+            errors.contains("routes.b.path: ") && errors.contains("is taken by route a"),
+            "{errors}"
+        );
+    }
+    let exchange = "{exchange: {token_endpoint: 'https://h/t', client_id: i, client_secret: s}}";
+    let errors = errors(&format!(
+        "routes: {{r: {{path: /m, anonymous: true, upstream: 'http://h/', credential: {exchange}}}}}"
+    ));
+    assert!(errors.contains("no token to exchange for nobody"), "{errors}");
+}
+
+#[test]
+fn keys_of_parts_that_are_not_built_are_unknown() {
+    let top = ["database", "plaintext"];
+    let listen = ["plaintext", "trusted_proxies"];
+    let route = ["host", "servers", "rate", "concurrency"];
+    let limits = ["rate", "burst", "concurrency"];
+    let upstream = ["breaker", "command"];
+    let identity = ["introspection", "api_keys"];
+    let credential = ["connection", "passthrough", "client_credentials", "assertion"];
+    let mut files: Vec<(&str, String)> = Vec::new();
+    let mut add = |keys: &[&'static str], file: &str| {
+        files.extend(keys.iter().map(|key| (*key, file.replace("KEY", key))));
+    };
+    let whole = |extra: &str| format!("routes: {{r: {{path: /m, anonymous: true, {extra}}}}}");
+    add(&top, &format!("KEY: x\n{ROUTES}"));
+    add(&listen, &format!("listen: {{KEY: x}}\n{ROUTES}"));
+    add(
+        &["client_ca"],
+        &format!("listen: {{tls: {{certificate: c, key: k, KEY: x}}}}\n{ROUTES}"),
+    );
+    add(&["otlp"], &format!("telemetry: {{KEY: x}}\n{ROUTES}"));
+    add(&["database"], &format!("state: {{KEY: x}}\n{ROUTES}"));
+    add(
+        &identity,
+        &format!("identity: {{i: {{issuer: 'https://h', KEY: x}}}}\n{ROUTES}"),
+    );
+    add(&route, &whole("upstream: 'http://h/', KEY: x"));
+    add(&limits, &whole("upstream: 'http://h/', limits: {KEY: x}"));
+    add(&upstream, &whole("upstream: {urls: 'http://h/', KEY: x}"));
+    add(&credential, &whole("upstream: 'http://h/', credential: {KEY: x}"));
+    for (key, file) in files {
+        let errors = errors(&file);
+        assert!(errors.contains(&format!("unknown key \"{key}\"")), "{errors}");
+    }
+}
+
+#[test]
+fn r26_plain_http_is_refused_after_interpolation_too() {
+    for field in [
+        "issuer: '${env:PLAIN_URL}'",
+        "issuer: 'https://h', jwks_uri: '${env:PLAIN_URL}'",
+    ] {
+        let errors = errors(&format!("identity: {{a: {{{field}}}}}\n{ROUTES}"));
+        assert!(
+            errors.contains("the interpolated value does not fit; use https"),
+            "{errors}"
+        );
+    }
+    let exchange = "credential: {exchange: {token_endpoint: '${env:PLAIN_URL}', client_id: i, client_secret: s}}";
+    let errors = errors(&format!(
+        "identity: {{a: {{issuer: 'https://h'}}}}\nroutes: {{r: {{path: /m, upstream: 'http://h/', {exchange}}}}}"
+    ));
+    assert!(
+        errors.contains("routes.r.credential.exchange.token_endpoint: the interpolated"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn secrets_are_never_quoted() {
+    let leak = "${env:LEAK}";
+    for file in [
+        format!("routes: {{r: {{path: /m, upstream: '{leak}'}}}}"),
+        format!("routes: {{r: {{path: /m, upstream: 'http://u:sk-live-4242@h/'}}}}"),
+        format!("routes: {{r: {{path: /m, upstream: 'http://h/', credential: '{leak}'}}}}"),
+        format!("routes: {{r: {{path: /m, upstream: 'http://h/', identity: ['{leak}']}}}}"),
+        format!(
+            "routes: {{r: {{path: /m, upstream: 'http://h/', tools: {{rules: [{{allow: [a], to: ['{leak}']}}]}}}}}}"
+        ),
+        format!("roles: {{x: ['{leak}']}}\n{ROUTES}"),
+        format!("admin: {{token: [{leak}]}}\n{ROUTES}"),
+        "state: {seal_keys: [sk-live-4242]}\nx: 1".to_owned(),
+        "identity: {a: {issuer: 'https://h', shared_secret: sk-live-4242}}\nx: 1".to_owned(),
+    ] {
+        let errors = errors(&file);
+        assert!(!errors.contains("sk-live-4242"), "{errors}");
+    }
+}
+
+#[test]
+fn a_secret_in_clear_is_a_warning_without_the_secret() {
+    let loaded = parse(&format!("admin: {{token: sk-live-4242}}\n{ROUTES}"));
+    let warnings = loaded.unwrap_or_else(|errors| panic!("{errors}")).warnings;
+    let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    let expected = "p.yaml:1:16: admin.token: a secret is written in clear; move it to ${env:NAME} or ${file:PATH}";
+    assert_eq!(warnings, [expected]);
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in "\\PC{0,200}", cut in 0..REFERENCE.len(), garbage in "[ :{}\\[\\]\n\"'$&*!|>-]{0,12}") {
+        let _ = parse(&text);
+        let cut = (0..=cut).rev().find(|at| REFERENCE.is_char_boundary(*at)).expect("0 is one");
+        let _ = parse(&format!("{}{garbage}{}", &REFERENCE[..cut], &REFERENCE[cut..]));
+    }
+}
