@@ -533,7 +533,7 @@ fn secrets_are_never_quoted() {
     let leak = "${env:LEAK}";
     for file in [
         format!("routes: {{r: {{path: /m, upstream: '{leak}'}}}}"),
-        format!("routes: {{r: {{path: /m, upstream: 'http://u:sk-live-4242@h/'}}}}"),
+        "routes: {r: {path: /m, upstream: 'http://u:sk-live-4242@h/'}}".to_owned(),
         format!("routes: {{r: {{path: /m, upstream: 'http://h/', credential: '{leak}'}}}}"),
         format!("routes: {{r: {{path: /m, upstream: 'http://h/', identity: ['{leak}']}}}}"),
         format!(
