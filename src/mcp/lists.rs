@@ -81,7 +81,9 @@ pub fn filter(
         let mut out = Vec::with_capacity(message.len());
         for member in members {
             out.push(if out.is_empty() { b'[' } else { b',' });
-            match filter(member.get().as_bytes(), era, keep, cut)? {
+            // Not this function again: an array in an array is no batch, and a reply of nothing but brackets would
+            // take the stack with it.
+            match filter_one(member.get().as_bytes(), era, keep, cut)? {
                 Some(bytes) => {
                     changed = true;
                     out.extend_from_slice(&bytes);
@@ -92,6 +94,15 @@ pub fn filter(
         out.push(b']');
         return Ok(changed.then(|| out.into()));
     }
+    filter_one(message, era, keep, cut)
+}
+
+fn filter_one(
+    message: &[u8],
+    era: Era,
+    keep: &mut dyn FnMut(ListKind, &str) -> bool,
+    cut: &mut dyn FnMut(&mut Vec<Item>) -> usize,
+) -> Result<Option<Bytes>, ListError> {
     let envelope: Object<'_> = parse(message)?;
     let Some(result) = envelope.get("result").filter(|result| result.get().starts_with('{')) else {
         return Ok(None);
@@ -388,13 +399,16 @@ mod tests {
 
     #[test]
     fn r11_what_cant_be_decoded_is_an_error() {
+        let deep = "[".repeat(1 << 20) + &"]".repeat(1 << 20);
         for (message, error) in [
             (r#"{"result":{"tools":[],"tools":[]}}"#, ListError::RepeatedKey),
             (r#"{"result":{"tools":{}}}"#, ListError::NotAList),
             (r#"{"result":{"tools":[}"#, ListError::NotJson),
             ("\"tools\"", ListError::NotJson),
+            (r#"[[{"result":{"tools":[]}}]]"#, ListError::NotJson),
+            (&deep, ListError::NotJson),
         ] {
-            assert_eq!(filtered(message, Era::Legacy, &[]), Err(error), "{message}");
+            assert_eq!(filtered(message, Era::Legacy, &[]), Err(error), "{message:.60}");
         }
     }
 
