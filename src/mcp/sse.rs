@@ -14,6 +14,8 @@ pub struct TooLong(pub usize);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     raw: Bytes,
+    /// Where its lines begin: after the byte order mark, if it is the first and has one.
+    text: usize,
     data: Option<Bytes>,
     name: Option<Bytes>,
 }
@@ -34,10 +36,11 @@ impl Event {
         self.raw
     }
 
-    /// The same event with other data: `id`, `retry`, `event` and comments stay.
+    /// The same event with other data: `id`, `retry`, `event` and comments stay, a byte order mark does not. Were it
+    /// kept, the line behind it would still be the client's first `data`, with what was taken out.
     pub fn with_data(&self, data: &[u8]) -> Bytes {
         let mut out = BytesMut::with_capacity(self.raw.len() + data.len());
-        for line in lines(&self.raw).filter(|line| !line.is_empty() && field(line).0 != b"data") {
+        for line in lines(&self.raw[self.text..]).filter(|line| !line.is_empty() && field(line).0 != b"data") {
             out.extend_from_slice(line);
             out.extend_from_slice(b"\n");
         }
@@ -55,7 +58,7 @@ pub fn message(data: &[u8]) -> Bytes {
 }
 
 fn put_data(out: &mut BytesMut, data: &[u8]) {
-    // A lone CR ends a line too: what follows it would be a field of its own.
+    // A carriage return ends a line as well: JSON allows it as white space, where a line feed means the same.
     for line in data.split(|byte| matches!(byte, b'\n' | b'\r')) {
         out.extend_from_slice(b"data: ");
         out.extend_from_slice(line);
@@ -169,11 +172,12 @@ fn event(raw: Bytes, first: bool) -> Event {
     let mut data: Option<Bytes> = None;
     let mut joined: Option<BytesMut> = None;
     let mut name = None;
-    let mut text = &raw[..];
-    if first {
-        text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
-    }
-    for line in lines(text) {
+    let text = if first && raw.starts_with(b"\xef\xbb\xbf") {
+        3
+    } else {
+        0
+    };
+    for line in lines(&raw[text..]) {
         match field(line) {
             (b"data", value) => match (&mut joined, &data) {
                 (Some(joined), _) => {
@@ -195,6 +199,7 @@ fn event(raw: Bytes, first: bool) -> Event {
     Event {
         data: joined.map(BytesMut::freeze).or(data),
         name: name.filter(|name| !name.is_empty() && &**name != b"message"),
+        text,
         raw,
     }
 }
@@ -274,12 +279,36 @@ mod tests {
     }
 
     #[test]
-    fn data_of_our_own_stays_data() {
-        let (events, rest) = decode(&message(b"{\r\"a\":\r\n1\n}"), 1000);
-        assert_eq!(events.len(), 1);
-        let data = events[0].data().expect("data");
-        let read: serde_json::Value = serde_json::from_slice(data).expect("the same JSON");
-        assert_eq!((read, rest.len()), (serde_json::json!({"a": 1}), 0));
+    fn other_data_leaves_none_of_the_old_behind_a_byte_order_mark() {
+        let (events, _) = decode(b"\xef\xbb\xbfdata: secret\nid: 1\n\n", 1000);
+        assert_eq!(events[0].data().map(|data| &data[..]), Some(&b"secret"[..]));
+        assert_eq!(events[0].with_data(b"new"), "id: 1\ndata: new\n\n");
+    }
+
+    #[test]
+    fn data_with_any_line_end_stays_one_event() {
+        for data in [&b"{\"a\":\r1}"[..], b"{\"a\":\r\n1}", b"{\"a\":\n1}"] {
+            let (events, rest) = decode(&message(data), 1000);
+            assert_eq!((events.len(), rest.len()), (1, 0));
+            let read: serde_json::Value = serde_json::from_slice(events[0].data().expect("data")).expect("still whole");
+            assert_eq!(read, serde_json::json!({"a": 1}));
+        }
+    }
+
+    #[test]
+    fn a_long_line_in_many_chunks_is_searched_once() {
+        let mut decoder = Decoder::new(1 << 20);
+        decoder.push(Bytes::from_static(b"data: "));
+        for _ in 0..100 {
+            decoder.push(Bytes::from_static(b"0123456789"));
+            assert_eq!(decoder.next_event(), Ok(None));
+            assert_eq!(decoder.searched, decoder.buffer.len());
+        }
+        decoder.push(Bytes::from_static(b"\r"));
+        assert_eq!(decoder.next_event(), Ok(None));
+        decoder.push(Bytes::from_static(b"\n\r\n"));
+        let event = decoder.next_event().expect("short").expect("whole");
+        assert_eq!(event.data().map(Bytes::len), Some(1000));
     }
 
     #[test]
