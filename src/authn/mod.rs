@@ -20,7 +20,7 @@ mod fetch;
 mod jwks;
 mod keys;
 mod principal;
-mod strict_json;
+pub(crate) mod strict_json;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 /// Parses exactly one JSON object; `None` for anything else.
-pub(super) fn object(json: &[u8]) -> Option<Map<String, Value>> {
+pub(crate) fn object(json: &[u8]) -> Option<Map<String, Value>> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let value = Strict.deserialize(&mut deserializer).ok()?;
     deserializer.end().ok()?;

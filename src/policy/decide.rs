@@ -521,6 +521,25 @@ mod tests {
     }
 
     #[test]
+    fn r49_of_two_arguments_of_one_name_none_is_believed() {
+        let allow = rules(&["allow:x|when:size(args.ids) <= 2"]);
+        let deny = rules(&["allow:x", "deny:x|when:args.o.force"]);
+        let anyone = principal(&[], &[]);
+        for (rules, args) in [
+            (&allow, r#"{"ids":[1,2,3],"ids":[1]}"#),
+            (&allow, r#"{"ids":[1],"i\u0064s":[1,2,3]}"#),
+            (&deny, r#"{"o":{"force":true,"force":false}}"#),
+            (&allow, r#"[{"ids":[1]}]"#),
+        ] {
+            assert_eq!(
+                decide(rules, &anyone, &[], "x", Some(args)).reason(),
+                "when_error",
+                "{args}"
+            );
+        }
+    }
+
+    #[test]
     fn dot_segments_reach_past_no_glob() {
         let rules = Rules::compile("resources", vec![rule("allow:file:///public/*")], &roles()).expect("a good rule");
         let anyone = principal(&[], &[]);

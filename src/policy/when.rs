@@ -3,7 +3,8 @@
 //! 1. An expression sees `principal` (subject, issuer, client, scopes, roles, groups, claims), `tool` (the tool's or
 //!    prompt's name, or the resource's URI), `args`, `route` and `now`. `principal.roles` are the configured roles.
 //! 2. Anything but `true` or `false` is an error, and an error never allows (r11).
-//! 3. Arguments are parsed only for a rule that otherwise matches.
+//! 3. Arguments are parsed only for a rule that otherwise matches. They are an object in which no key stands twice, at
+//!    any depth: of two `ids` the condition might look at one and the upstream act on the other (r49).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use cel::common::ast::{EntryExpr, Expr, IdedExpr};
 use cel::{Context, Program, Value};
 
 use super::Roles;
-use crate::authn::Principal;
+use crate::authn::{Principal, strict_json};
 use crate::clock::UnixSeconds;
 
 /// Longest expression.
@@ -81,9 +82,9 @@ impl When {
             arguments,
             now,
         } = *question;
-        let args: serde_json::Value = match arguments {
-            Some(arguments) if self.uses_args => serde_json::from_slice(arguments).map_err(|_| Undecided)?,
-            _ => serde_json::json!({}),
+        let args = match arguments {
+            Some(arguments) if self.uses_args => strict_json::object(arguments).ok_or(Undecided)?,
+            _ => serde_json::Map::new(),
         };
         let granted = roles
             .names()
@@ -102,7 +103,7 @@ impl When {
         ]);
         let mut context = Context::default();
         context.add_variable_from_value("principal", Value::from(caller));
-        context.add_variable_from_value("args", value(&args));
+        context.add_variable_from_value("args", map(&args));
         context.add_variable_from_value("tool", text(target));
         context.add_variable_from_value("route", text(route));
         let now = chrono::DateTime::from_timestamp(i64::try_from(now).unwrap_or(i64::MAX), 0).ok_or(Undecided)?;
