@@ -199,6 +199,9 @@ mod tests {
         agree(&headers, &parse(&body.to_owned().into()).expect("a message"))
     }
 
+    /// Headers, body, and what they come to.
+    type Row<'a> = (Vec<(&'static str, &'a str)>, &'a str, Result<Era, AgreementError>);
+
     fn call(params: &str) -> String {
         format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{{params}}}}}"#)
     }
@@ -214,7 +217,7 @@ mod tests {
         );
         let no_capabilities = call(r#""name":"a","_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}"#);
         use AgreementError as E;
-        let table: Vec<(Vec<(&'static str, &str)>, &str, Result<Era, E>)> = vec![
+        let table: Vec<Row<'_>> = vec![
             (vec![v, m, (NAME, "a")], &whole, Ok(Era::Modern)),
             (vec![v, m, (NAME, "=?base64?YQ==?=")], &whole, Ok(Era::Modern)),
             (vec![], &bare, Ok(Era::Legacy)),
