@@ -149,7 +149,7 @@ mod tests {
             ("last-event-id", "7"),
             ("traceparent", "00-0-0-00"),
         ]);
-        let forward = ["x-team", "authorization", "cookie"].map(|name| HeaderName::from_static(name));
+        let forward = ["x-team", "authorization", "cookie"].map(HeaderName::from_static);
         assert_eq!(
             names(&outbound(&sent, Some(Era::Legacy), &forward)),
             ["accept", "last-event-id", "mcp-protocol-version", "traceparent"]

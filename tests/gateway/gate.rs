@@ -72,28 +72,24 @@ impl Gate {
 
     /// The same with more keys for `listen`, indented by two.
     pub async fn with_listen(listen: &str, yaml: &str) -> Self {
-        Self::start(listen, None, yaml).await
+        Self::with_setup(listen, None, yaml).await
     }
 
-    /// A gateway whose callers another issuer vouches for: `identity` is that whole section.
-    pub async fn with_identity(identity: &str, yaml: &str) -> Self {
-        Self::start("", Some(identity), yaml).await
-    }
-
-    async fn start(listen: &str, identity: Option<&str>, yaml: &str) -> Self {
+    /// The same with other identities than the issuer's.
+    pub async fn with_setup(listen: &str, identity: Option<&str>, yaml: &str) -> Self {
         let clock = Clock::system();
         let issuer = DevelopmentIssuer::start(clock.clone()).await.expect("an issuer");
         let directory = tempfile::tempdir().expect("a directory");
-        let ours = format!(
-            "identity:\n  corp:\n    issuer: {}\n    scope_upgrade_endpoint: https://login.example/upgrade\n",
+        let corp = format!(
+            "  corp:\n    issuer: {}\n    scope_upgrade_endpoint: https://login.example/upgrade\n",
             issuer.issuer()
         );
-        let identity = identity.unwrap_or(&ours);
+        let identity = identity.unwrap_or(&corp);
         let text = format!(
             "listen:\n  address: 127.0.0.1:0\n  allowed_origins: [\"https://app.example\"]\n{listen}\
              admin: {{address: \"127.0.0.1:0\"}}\n\
              telemetry: {{audit: {{file: audit.jsonl}}}}\n\
-             {identity}\
+             identity:\n{identity}\
              roles:\n  reader: [\"scope:notes.read\"]\n  editor: [\"role:notes-editor\"]\n{yaml}"
         );
         let loaded = Config::parse(&text, "test.yaml", directory.path(), &|_| None)

@@ -335,9 +335,9 @@ async fn sdk_clients_find_their_way_to_a_token() {
         let issuer = server("oidc-provider", NODE, &["tests/interop/servers/oidc.mjs"], "", false);
         let (_issuer, issuer_url) = issuer.start().await;
         let (_server, url) = MID.start().await;
-        let identity = format!("identity:\n  real:\n    issuer: {}\n", issuer_url.trim_end_matches('/'));
+        let identity = format!("  real:\n    issuer: {}\n", issuer_url.trim_end_matches('/'));
         let yaml = MID.route(&url, MID.transport(), "    scopes: [mcp.use]\n");
-        let gate = Gate::with_identity(&identity, &yaml).await;
+        let gate = Gate::with_setup("", Some(&identity), &yaml).await;
         let mut command = command(program, arguments);
         command.arg(gate.url()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let output = tokio::time::timeout(PATIENCE, command.output())

@@ -7,5 +7,6 @@ mod refusals;
 mod regressions;
 mod review;
 mod rmcp_server;
+mod shot;
 mod upstream;
 mod wire;

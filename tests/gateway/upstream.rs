@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -65,6 +65,30 @@ impl Upstream {
     /// A legacy and modern server with `tools` tools named `tool_0`…, and `echo`, `delete_note`, `admin_reset`.
     pub async fn tools(tools: usize) -> Self {
         Self::start(move |seen| async move { answer(&seen, tools) }).await
+    }
+
+    /// An HTTP+SSE server: every GET opens a stream, whose messages go to a relative URL with a query of its own.
+    pub async fn sse() -> Self {
+        let open: Arc<Mutex<Vec<mpsc::UnboundedSender<String>>>> = Arc::default();
+        Self::start(move |seen| {
+            let open = open.clone();
+            async move {
+                let mut open = open.lock().expect("nobody panicked");
+                if seen.method == Method::GET {
+                    let (sender, response) = stream();
+                    let _ = sender.send("event: endpoint\ndata: messages?up=1&x=%2Fy\n\n".to_owned());
+                    open.push(sender);
+                    return response;
+                }
+                if seen.json().get("id").is_some()
+                    && let Some(stream) = open.last()
+                {
+                    let _ = stream.send(event(&result(&seen.json(), 1)));
+                }
+                status(StatusCode::ACCEPTED)
+            }
+        })
+        .await
     }
 
     /// Its MCP endpoint.
