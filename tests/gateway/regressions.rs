@@ -455,3 +455,58 @@ async fn scenario_a_a_shared_secret_asks_the_issuer_nothing() {
     assert!(upstream.seen()[0].headers.get("authorization").is_none());
     assert!(issuer.accept().now_or_never().is_none(), "the issuer was asked");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r44_the_audit_has_a_line_a_decision_and_no_token() {
+    let upstream = Upstream::tools(0).await;
+    let gate = Gate::with_rules(&upstream).await;
+    let token = gate.token(&["mcp.use", "notes.read"], &[]);
+    gate.modern(&token, "tools/call", json!({"name": "echo"})).await;
+    gate.modern(&token, "tools/call", json!({"name": "admin_reset"})).await;
+    gate.modern("", "tools/call", json!({"name": "echo"})).await;
+    let metrics = gate.running.metrics().render();
+    gate.running.shutdown().await;
+    let audit = std::fs::read_to_string(gate.directory.path().join("audit.jsonl")).expect("the audit file");
+    let lines: Vec<Value> = audit
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("one JSON object a line"))
+        .collect();
+    let told: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            (
+                &line["subject"],
+                &line["tool"],
+                &line["decision"],
+                &line["rule"],
+                &line["outcome"],
+            )
+        })
+        .collect();
+    let (alice, null) = (json!("alice"), Value::Null);
+    assert_eq!(
+        told,
+        [
+            (
+                &alice,
+                &json!("echo"),
+                &json!("allow"),
+                &json!("tools.rules[0]"),
+                &json!("success")
+            ),
+            (
+                &alice,
+                &json!("admin_reset"),
+                &json!("deny"),
+                &json!("tools.rules[2]"),
+                &json!("denied")
+            ),
+            (&null, &null, &json!("deny"), &null, &json!("denied")),
+        ]
+    );
+    for text in [&audit, &metrics] {
+        for part in token.split('.') {
+            assert!(!text.contains(&part[..16]), "not even a prefix of a token");
+        }
+    }
+}
