@@ -49,17 +49,26 @@ impl Balancer {
         }
     }
 
-    /// A healthy endpoint that `open` accepts.
+    /// A healthy endpoint that `open` accepts; `None` only if there is none.
     pub fn choose(&self, key: &[u8], open: impl Fn(usize) -> bool) -> Option<usize> {
-        // Every endpoint is met within this many steps of any of the three.
-        let most = self.backends().get_backend().len() * 4;
+        let count = self.backends().get_backend().len();
         let accept = |backend: &Backend, healthy: bool| healthy && open(number(backend));
         let chosen = match self {
-            Self::RoundRobin(balancer) => balancer.select_with(key, most, accept),
-            Self::Random(balancer) => balancer.select_with(key, most, accept),
-            Self::Sticky(balancer) => balancer.select_with(key, most, accept),
+            Self::RoundRobin(balancer) => balancer.select_with(key, count * 4, accept),
+            Self::Random(balancer) => balancer.select_with(key, count * 4, accept),
+            Self::Sticky(balancer) => balancer.select_with(key, count * 4, accept),
         };
-        chosen.map(|backend| number(&backend))
+        // Dice, or neighbours on the hash ring, can name the same few endpoints every time, and concurrent requests
+        // share the round robin's counter: what the steps left out is looked at in turn. It begins where the key says,
+        // so that what a lost endpoint had is spread and stays put.
+        let first = key
+            .iter()
+            .fold(0, |sum: usize, byte| sum.wrapping_mul(31).wrapping_add((*byte).into()));
+        chosen.map(|backend| number(&backend)).or_else(|| {
+            (0..count)
+                .map(|step| (first % count + step) % count)
+                .find(|&index| self.healthy(index) && open(index))
+        })
     }
 
     /// Checks all endpoints once.
@@ -172,5 +181,53 @@ impl Endpoint {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::testing::endpoints;
+
+    #[test]
+    fn whoever_is_open_is_found() {
+        for balance in [Balance::RoundRobin, Balance::Random, Balance::Sticky] {
+            let balancer = Balancer::new(balance, &endpoints(4), None);
+            for key in 0..2_000_u64 {
+                let only = usize::try_from(key % 4).expect("small");
+                let chosen = balancer.choose(&key.to_be_bytes(), |index| index == only);
+                assert_eq!(chosen, Some(only), "{balance:?}, key {key}");
+                assert_eq!(balancer.choose(&key.to_be_bytes(), |_| false), None);
+            }
+        }
+    }
+
+    #[test]
+    fn calls_are_spread_and_a_key_stays() {
+        for balance in [Balance::RoundRobin, Balance::Random] {
+            let balancer = Balancer::new(balance, &endpoints(4), None);
+            let mut calls = [0; 4];
+            for _ in 0..4_000 {
+                calls[balancer.choose(&[], |_| true).expect("all are open")] += 1;
+            }
+            assert!(calls.iter().all(|calls| *calls > 500), "{balance:?}: {calls:?}");
+        }
+        let sticky = Balancer::new(Balance::Sticky, &endpoints(4), None);
+        let (mut calls, mut inherited) = ([0; 4], [0; 4]);
+        for key in 0..4_000_u64 {
+            let key = key.to_be_bytes();
+            let first = sticky.choose(&key, |_| true).expect("all are open");
+            assert_eq!(sticky.choose(&key, |_| true), Some(first));
+            calls[first] += 1;
+            // One goes: nobody else's callers move.
+            let then = sticky.choose(&key, |index| index != 3).expect("three are open");
+            if first == 3 {
+                inherited[then] += 1;
+            } else {
+                assert_eq!(then, first);
+            }
+        }
+        assert!(calls.iter().all(|calls| *calls > 500), "{calls:?}");
+        assert!(inherited[..3].iter().all(|calls| *calls > 50), "{inherited:?}");
     }
 }

@@ -12,6 +12,8 @@ use tokio::time::{Instant, Sleep};
 use crate::edge::BodyError;
 
 /// A response body that fails when nothing has come for the idle timeout. Dropping it aborts the upstream request.
+///
+/// Trailers are dropped: they come after the head was judged, and would carry past it what a head may not hold.
 #[derive(Debug)]
 pub struct UpstreamBody {
     inner: Incoming,
@@ -51,10 +53,12 @@ impl Body for UpstreamBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
+        while let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
             // The timer is moved only when it fires: a busy stream pays for the time of day and nothing else.
             this.last = Instant::now();
-            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+            if !matches!(&frame, Some(Ok(frame)) if frame.is_trailers()) {
+                return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+            }
         }
         loop {
             match this.deadline.as_mut().poll(cx) {

@@ -26,6 +26,8 @@ pub type Client = hyper_util::client::legacy::Client<Dial, Full<Bytes>>;
 
 /// Connections that nobody used for so long are closed.
 const POOL_IDLE: Duration = Duration::from_secs(60);
+/// How long a connection in use may be silent before its other end is asked whether it is still there.
+const PROBE: Duration = Duration::from_secs(30);
 const MAX_HEADERS: usize = 64 * 1024;
 
 /// A pool of connections.
@@ -33,7 +35,10 @@ pub fn client(tls: ClientConfig, connect_timeout: Duration, events: UpstreamEven
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
-    tcp.set_keepalive(Some(Duration::from_secs(60)));
+    // A standing stream may be silent for hours: only probes tell that its server's machine is gone.
+    tcp.set_keepalive(Some(PROBE));
+    tcp.set_keepalive_interval(Some(PROBE));
+    tcp.set_keepalive_retries(Some(3));
     let connector = HttpsConnectorBuilder::new()
         .with_tls_config(tls)
         .https_or_http()
@@ -45,6 +50,8 @@ pub fn client(tls: ClientConfig, connect_timeout: Duration, events: UpstreamEven
         .timer(TokioTimer::new())
         .pool_idle_timeout(POOL_IDLE)
         .http1_max_buf_size(MAX_HEADERS * 4)
+        .http2_keep_alive_interval(PROBE)
+        .http2_keep_alive_timeout(PROBE)
         .http2_max_header_list_size(u32::try_from(MAX_HEADERS).expect("64 KiB fit"))
         .build(Dial {
             connector,
@@ -91,9 +98,10 @@ impl Service<Uri> for Dial {
 /// When a file can't be read or holds nothing usable.
 pub fn tls(config: &config::Upstream) -> Result<ClientConfig, SetupError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let encrypted = config.urls.iter().any(|url| url.scheme() == "https");
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots(config.ca.as_deref())?);
+        .with_root_certificates(roots(config.ca.as_deref(), encrypted)?);
     match (&config.client_certificate, &config.client_key) {
         (Some(certificate), Some(key)) => {
             let chain = certificates("client_certificate", certificate)?;
@@ -104,9 +112,11 @@ pub fn tls(config: &config::Upstream) -> Result<ClientConfig, SetupError> {
     }
 }
 
-fn roots(ca: Option<&Path>) -> Result<RootCertStore, SetupError> {
+fn roots(ca: Option<&Path>, encrypted: bool) -> Result<RootCertStore, SetupError> {
     let mut roots = RootCertStore::empty();
     match ca {
+        // The system's roots are some hundred files to read, in vain where nothing is encrypted.
+        None if !encrypted => {}
         None => {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }

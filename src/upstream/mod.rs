@@ -11,6 +11,10 @@
 mod balance;
 mod body;
 mod dial;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +23,7 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, COOKIE, LOCATION};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, HOST, LOCATION, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
@@ -141,7 +145,7 @@ pub enum SetupError {
 pub enum UpstreamEvent<'a> {
     /// A connection was opened, or could not be.
     Connected { ok: bool },
-    /// An endpoint was checked.
+    /// An endpoint was checked, could not be connected to, or could be again.
     Health { endpoint: &'a str, healthy: bool },
 }
 
@@ -192,14 +196,8 @@ impl Upstream {
 
     /// Checks the endpoints' health for as long as it is polled; returns at once when no check is configured.
     pub async fn check_forever(&self) {
-        let report = |endpoint: &Endpoint, healthy| {
-            (self.events)(UpstreamEvent::Health {
-                endpoint: &endpoint.name,
-                healthy,
-            });
-        };
-        for endpoint in &*self.endpoints {
-            report(endpoint, true);
+        for index in 0..self.endpoints.len() {
+            self.report(index);
         }
         let Some(health) = &self.health else { return };
         let mut ticks = tokio::time::interval(health.interval);
@@ -207,10 +205,21 @@ impl Upstream {
         loop {
             ticks.tick().await;
             self.balancer.check().await;
-            for (index, endpoint) in self.endpoints.iter().enumerate() {
-                report(endpoint, self.balancer.healthy(index));
+            for index in 0..self.endpoints.len() {
+                self.report(index);
             }
         }
+    }
+
+    fn report(&self, index: usize) {
+        (self.events)(UpstreamEvent::Health {
+            endpoint: &self.endpoints[index].name,
+            healthy: self.healthy(index),
+        });
+    }
+
+    fn healthy(&self, index: usize) -> bool {
+        self.balancer.healthy(index) && !self.endpoints[index].is_ejected()
     }
 
     /// Whether a sealed endpoint is still configured.
@@ -227,8 +236,7 @@ impl Upstream {
     /// Where a reference that an endpoint gave leads, if that is on the endpoint's own origin.
     pub fn resolve(&self, id: &EndpointId, reference: &str) -> Option<PathAndQuery> {
         let (_, endpoint) = self.find(id)?;
-        let url = endpoint.url.join(reference).ok()?;
-        (url.origin() == endpoint.url.origin()).then(|| path_and_query(&url))?
+        endpoint.stay(&endpoint.url, reference)
     }
 
     /// The endpoints in the configuration's order.
@@ -238,7 +246,7 @@ impl Upstream {
             .enumerate()
             .map(|(index, endpoint)| EndpointState {
                 url: endpoint.name.to_string(),
-                healthy: self.balancer.healthy(index) && !endpoint.is_ejected(),
+                healthy: self.healthy(index),
                 last_error: endpoint.error().clone(),
             })
             .collect()
@@ -269,8 +277,10 @@ impl Upstream {
             endpoint,
             sticky,
         } = outbound;
-        headers.remove(AUTHORIZATION);
-        headers.remove(COOKIE);
+        // None of these is on anybody's list of what may pass; each would be another's credential, or frame the request.
+        for name in [AUTHORIZATION, COOKIE, HOST, CONTENT_LENGTH, TRANSFER_ENCODING] {
+            headers.remove(name);
+        }
         credential.apply(&mut headers);
         let request = Prepared {
             method,
@@ -279,8 +289,8 @@ impl Upstream {
             body,
         };
         if let Some(id) = endpoint {
-            let (_, endpoint) = self.find(&id).ok_or(UpstreamError::UnknownEndpoint)?;
-            return match self.ask(endpoint, &request).await {
+            let (index, endpoint) = self.find(&id).ok_or(UpstreamError::UnknownEndpoint)?;
+            return match self.ask(index, &request).await {
                 Ok(sent) => Ok(sent),
                 Err(Failure::Connect) => Err(UpstreamError::Unavailable {
                     endpoint: endpoint.name.clone(),
@@ -305,7 +315,7 @@ impl Upstream {
                     None => UpstreamError::NoneHealthy,
                 });
             };
-            match self.ask(&self.endpoints[index], &request).await {
+            match self.ask(index, &request).await {
                 Ok(sent) => return Ok(sent),
                 Err(Failure::Other(error)) => return Err(error),
                 Err(Failure::Connect) => tried.push(index),
@@ -313,13 +323,14 @@ impl Upstream {
         }
     }
 
-    async fn ask(&self, endpoint: &Endpoint, request: &Prepared) -> Result<Sent, Failure> {
+    async fn ask(&self, index: usize, request: &Prepared) -> Result<Sent, Failure> {
+        let endpoint = &*self.endpoints[index];
         let mut target = match &request.target {
             Some(target) => target.clone(),
             None => path_and_query(&endpoint.url).ok_or_else(|| endpoint.protocol())?,
         };
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.head(endpoint, request, &target).await?;
+            let response = self.head(index, request, &target).await?;
             let status = response.status();
             if !(status.is_redirection() && status != StatusCode::NOT_MODIFIED) {
                 return Ok(Sent {
@@ -333,7 +344,11 @@ impl Upstream {
                 .headers()
                 .get(LOCATION)
                 .filter(|_| keeps_method)
-                .and_then(|location| self.resolve(&endpoint.id, location.to_str().ok()?))
+                .and_then(|location| {
+                    // Relative to what was asked for (RFC 9110 section 10.2.2), which need not be the endpoint's URL.
+                    let asked = endpoint.url.join(target.as_str()).ok()?;
+                    endpoint.stay(&asked, location.to_str().ok()?)
+                })
                 .ok_or_else(|| endpoint.redirect())?;
         }
         Err(endpoint.redirect())
@@ -341,10 +356,11 @@ impl Upstream {
 
     async fn head(
         &self,
-        endpoint: &Endpoint,
+        index: usize,
         prepared: &Prepared,
         target: &PathAndQuery,
     ) -> Result<Response<hyper::body::Incoming>, Failure> {
+        let endpoint = &*self.endpoints[index];
         let uri = Uri::builder()
             .scheme(endpoint.url.scheme())
             .authority(&endpoint.url[url::Position::BeforeHost..url::Position::AfterPort])
@@ -367,11 +383,14 @@ impl Upstream {
         };
         match answer {
             Ok(response) => {
-                endpoint.succeeded();
+                if endpoint.succeeded() {
+                    self.report(index);
+                }
                 Ok(response)
             }
             Err(error) if error.is_connect() => {
                 endpoint.eject(&error);
+                self.report(index);
                 Err(Failure::Connect)
             }
             Err(error) => {
@@ -420,10 +439,19 @@ impl Endpoint {
         *self.error() = Some(error);
     }
 
-    fn succeeded(&self) {
-        if self.ejected_until.swap(0, Ordering::Relaxed) != 0 {
+    /// Whether it had been passed over.
+    fn succeeded(&self) -> bool {
+        let returned = self.ejected_until.swap(0, Ordering::Relaxed) != 0;
+        if returned {
             *self.error() = None;
         }
+        returned
+    }
+
+    /// Where a reference leads, if that is on this endpoint's own origin.
+    fn stay(&self, base: &Url, reference: &str) -> Option<PathAndQuery> {
+        let url = base.join(reference).ok()?;
+        (url.origin() == self.url.origin()).then(|| path_and_query(&url))?
     }
 
     fn error(&self) -> std::sync::MutexGuard<'_, Option<String>> {

@@ -1,0 +1,185 @@
+//! Who is asked, with what, and what happens when that fails: over real sockets.
+
+use http::HeaderValue;
+use http::header::{AUTHORIZATION, COOKIE, HOST};
+use http_body_util::BodyExt;
+
+use super::testing::{OK, Reporting, Server, config, get};
+use super::*;
+
+fn ok(_head: &str) -> String {
+    OK.to_owned()
+}
+
+async fn text(sent: Sent) -> String {
+    let bytes = sent.response.into_body().collect().await.expect("a body").to_bytes();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[tokio::test]
+async fn a_session_keeps_its_endpoint_when_the_list_is_reordered() {
+    let (mut a, mut b) = (Server::start(ok).await, Server::start(ok).await);
+    let before = Reporting::new(&config(&[a.url(), b.url()]));
+    let sent = before.send(get()).await.expect("an answer");
+    let id = EndpointId::from(sent.endpoint.as_str());
+    let after = Reporting::new(&config(&[b.url(), a.url()]));
+    for _ in 0..4 {
+        let outbound = Outbound {
+            endpoint: Some(id.clone()),
+            ..get()
+        };
+        assert_eq!(after.send(outbound).await.expect("an answer").endpoint, id);
+    }
+    let heads = [
+        std::iter::from_fn(|| a.heads.try_recv().ok()).count(),
+        std::iter::from_fn(|| b.heads.try_recv().ok()).count(),
+    ];
+    assert!(heads == [5, 0] || heads == [0, 5], "{heads:?}");
+}
+
+#[tokio::test]
+async fn a_sessions_endpoint_has_no_deputy() {
+    let (dead, mut other) = (Server::start(ok).await, Server::start(ok).await);
+    let urls = [dead.url(), other.url()];
+    dead.kill().await;
+    let route = Reporting::new(&config(&urls));
+    let id = EndpointId::of(&urls[0].parse().expect("a URL"));
+    let outbound = |endpoint| Outbound {
+        endpoint: Some(endpoint),
+        ..get()
+    };
+    let failed = route.send(outbound(id)).await.err();
+    assert!(matches!(failed, Some(UpstreamError::Unavailable { .. })), "{failed:?}");
+    let unknown = route.send(outbound(EndpointId::from("AAAAAAAAAAAA"))).await.err();
+    assert!(matches!(unknown, Some(UpstreamError::UnknownEndpoint)), "{unknown:?}");
+    assert!(other.heads.try_recv().is_err(), "nobody else was asked");
+}
+
+#[tokio::test]
+async fn a_killed_endpoint_is_passed_over_and_comes_back() {
+    let (doomed, mut other) = (Server::start(ok).await, Server::start(ok).await);
+    let url = doomed.url();
+    let route = Reporting::new(&config(std::slice::from_ref(&url)));
+    assert_eq!(text(route.send(get()).await.expect("an answer")).await, "ok");
+    let address = doomed.kill().await;
+    // Its pooled connection is gone with it.
+    let failed = route.send(get()).await.err();
+    assert!(
+        matches!(
+            failed,
+            Some(UpstreamError::Unavailable { .. } | UpstreamError::Protocol { .. })
+        ),
+        "{failed:?}"
+    );
+    let failed = route.send(get()).await.err();
+    assert!(matches!(failed, Some(UpstreamError::Unavailable { .. })), "{failed:?}");
+    let state = route.upstream.endpoints().remove(0);
+    assert!(!state.healthy && state.last_error.is_some(), "{state:?}");
+    // The only endpoint there is gets another try, however lately it failed.
+    let _back = Server::at(address, ok).await;
+    assert_eq!(text(route.send(get()).await.expect("an answer")).await, "ok");
+    let state = route.upstream.endpoints().remove(0);
+    assert!(state.healthy && state.last_error.is_none(), "{state:?}");
+    let health: Vec<bool> = route
+        .health
+        .lock()
+        .expect("no panic")
+        .iter()
+        .map(|(_, healthy)| *healthy)
+        .collect();
+    assert!(
+        health.starts_with(&[false]) && health.ends_with(&[true]),
+        "metrics follow: {health:?}"
+    );
+    assert!(other.heads.try_recv().is_err(), "a server of no route is asked nothing");
+}
+
+#[tokio::test]
+async fn r46_host_is_the_endpoints_and_one_credential_leaves() {
+    let mut server = Server::start(ok).await;
+    let route = Reporting::new(&config(&[server.url()]));
+    let mut outbound = get();
+    for (name, value) in [
+        (AUTHORIZATION, "Bearer the-callers"),
+        (COOKIE, "session=the-callers"),
+        (HOST, "mcp.example.com"),
+        (http::HeaderName::from_static("x-api-key"), "the-callers"),
+        (http::header::TRANSFER_ENCODING, "chunked"),
+        (http::header::CONTENT_LENGTH, "7"),
+    ] {
+        outbound.headers.append(name, HeaderValue::from_static(value));
+    }
+    assert_eq!(text(route.send(outbound).await.expect("an answer")).await, "ok");
+    let head = server.heads.recv().await.expect("a request").to_lowercase();
+    let mut lines: Vec<&str> = head.trim_end().lines().skip(1).collect();
+    lines.sort_unstable();
+    assert_eq!(
+        lines,
+        [format!("host: {}", server.address), "x-api-key: the-gates".to_owned()]
+    );
+}
+
+#[tokio::test]
+async fn trailers_dont_pass() {
+    let server = Server::start(|_| {
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: set-cookie\r\n\r\n2\r\nok\r\n0\r\nset-cookie: a=b\r\n\r\n"
+            .to_owned()
+    })
+    .await;
+    let route = Reporting::new(&config(&[server.url()]));
+    let body = route.send(get()).await.expect("an answer").response.into_body();
+    let body = body.collect().await.expect("a body");
+    assert_eq!(body.trailers(), None);
+    assert_eq!(body.to_bytes(), "ok");
+}
+
+#[tokio::test]
+async fn what_is_no_answer_is_the_upstreams_fault() {
+    for answer in [
+        "SSH-2.0-OpenSSH_9.6\r\n".to_owned(),
+        format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "a".repeat(512 * 1024)),
+        format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(500)),
+        "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab".to_owned(),
+    ] {
+        let server = Server::start(move |_: &str| answer.clone()).await;
+        let route = Reporting::new(&config(&[server.url()]));
+        let failed = route.send(get()).await.err();
+        assert!(matches!(failed, Some(UpstreamError::Protocol { .. })), "{failed:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_relative_to_what_was_asked() {
+    let mut server = Server::start(|head: &str| match head.split(' ').nth(1) {
+        Some("/deep/er/messages?s=1") => {
+            "HTTP/1.1 307 Temporary Redirect\r\nlocation: ../here?s=1\r\ncontent-length: 0\r\n\r\n".to_owned()
+        }
+        _ => OK.to_owned(),
+    })
+    .await;
+    let route = Reporting::new(&config(&[server.url()]));
+    let outbound = Outbound {
+        target: Some(PathAndQuery::from_static("/deep/er/messages?s=1")),
+        ..get()
+    };
+    assert_eq!(text(route.send(outbound).await.expect("an answer")).await, "ok");
+    server.heads.recv().await.expect("the first");
+    let head = server.heads.recv().await.expect("the second");
+    assert!(head.starts_with("GET /deep/here?s=1 "), "{head}");
+    assert!(head.contains("x-api-key: the-gates"), "{head}");
+}
+
+#[tokio::test]
+async fn silence_within_a_body_ends_it() {
+    let server = Server::start(|_| "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nok".to_owned()).await;
+    let mut config = config(&[server.url()]);
+    config.idle_timeout = Duration::from_millis(50);
+    let body = Reporting::new(&config)
+        .send(get())
+        .await
+        .expect("an answer")
+        .response
+        .into_body();
+    let error = body.collect().await.expect_err("it is not whole");
+    assert!(error.is::<body::Idle>(), "{error}");
+}
