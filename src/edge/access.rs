@@ -12,6 +12,7 @@ use tower::{Layer, Service};
 use super::body::Body;
 use super::drain::RequestBody;
 use super::journey::Journey;
+use crate::listener::ConnectionInfo;
 use crate::telemetry::Metrics;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -67,6 +68,7 @@ where
         let method = request.method().clone();
         // The path alone: a query can carry a session or, against the rules, a token.
         let path = request.uri().path().to_owned();
+        let peer = request.extensions().get::<ConnectionInfo>().map(|info| info.peer);
         let metrics = self.metrics.clone();
         let response = self.inner.call(request);
         Box::pin(async move {
@@ -81,6 +83,7 @@ where
             tracing::info!(
                 target: "portcullis::access",
                 request_id = journey.request_id.as_str(),
+                peer = peer.map(tracing::field::display),
                 %method,
                 path,
                 status,

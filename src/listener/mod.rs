@@ -7,6 +7,8 @@
 //! 3. Told to stop, it accepts nobody, lets calls finish for a grace period and then closes.
 
 mod begun;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use std::convert::Infallible;
@@ -27,10 +29,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tower::Service;
+use tower::{Service, ServiceExt};
 
 use crate::config::{self, ListenLimits};
 use crate::edge::Body;
+
+/// What is held of a reply whose client reads slowly, a stream; 250 of them make 16 MiB a connection.
+const SEND_BUFFER: usize = 64 * 1024;
 
 /// How much of an unwanted body is read, and for how long.
 const DRAIN_BYTES: usize = 16 * 1024 * 1024;
@@ -39,12 +44,31 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 /// Why the gateway can't listen.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    #[error("cannot listen on {address}: {cause}; stop whatever has the address or change listen.address")]
+    #[error("cannot listen on {address}: {cause}; {}", remedy(cause))]
     Address { address: SocketAddr, cause: io::Error },
     #[error("tls: cannot use {path}: {cause}")]
     Pem { path: String, cause: String },
     #[error("tls: certificate and key do not work together: {0}")]
     Tls(#[from] rustls::Error),
+}
+
+fn remedy(cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        io::ErrorKind::AddrInUse => "stop whatever has the address or change listen.address",
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need a right of their own: grant it or change listen.address"
+        }
+        _ => "change listen.address to an address of this machine",
+    }
+}
+
+/// Where a request came in; in its extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionInfo {
+    /// The other end of the connection: the client, or the last proxy before us.
+    pub peer: SocketAddr,
+    /// Whether the connection was encrypted by us.
+    pub tls: bool,
 }
 
 /// A bound socket.
@@ -96,10 +120,10 @@ impl Listener {
                 () = shutdown.cancelled() => break,
                 place = places.clone().acquire_owned() => place.expect("the semaphore is never closed"),
             };
-            let socket = tokio::select! {
+            let (socket, peer) = tokio::select! {
                 () = shutdown.cancelled() => break,
                 accepted = self.socket.accept() => match accepted {
-                    Ok((socket, _)) => socket,
+                    Ok(accepted) => accepted,
                     Err(error) => {
                         // Out of descriptors, most likely: waiting lets some close.
                         tracing::warn!(%error, "cannot accept a connection");
@@ -115,6 +139,7 @@ impl Listener {
                 header_timeout: self.limits.header_timeout,
                 protocol: protocol.clone(),
                 service: service.clone(),
+                peer,
                 watcher: graceful.watcher(),
             };
             let abort = abort.clone();
@@ -143,6 +168,7 @@ struct Connection<S> {
     header_timeout: Duration,
     protocol: auto::Builder<TokioExecutor>,
     service: S,
+    peer: SocketAddr,
     watcher: hyper_util::server::graceful::Watcher,
 }
 
@@ -152,27 +178,32 @@ where
     S::Future: Send + 'static,
 {
     async fn run(mut self, socket: TcpStream) {
+        let peer = self.peer;
         match self.tls.take() {
-            None => self.serve(socket).await,
+            None => self.serve(socket, ConnectionInfo { peer, tls: false }).await,
             Some(tls) => match tokio::time::timeout(self.handshake_timeout, tls.accept(socket)).await {
-                Ok(Ok(stream)) => self.serve(stream).await,
-                Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
-                Err(_) => tracing::debug!("TLS handshake took too long"),
+                Ok(Ok(stream)) => self.serve(stream, ConnectionInfo { peer, tls: true }).await,
+                Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+                Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
             },
         }
     }
 
-    async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: I) {
+    async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: I, info: ConnectionInfo) {
+        let service = self.service.map_request(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(info);
+            request
+        });
         let (stream, count) = begun::Begun::new(stream);
         let connection = self
             .protocol
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(self.service))
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
             .into_owned();
         tokio::select! {
             ended = self.watcher.watch(connection) => if let Err(error) = ended {
-                tracing::debug!(error = &*error, "connection ended with an error");
+                tracing::debug!(peer = %info.peer, error = &*error, "connection ended with an error");
             },
-            () = count.silent_for(self.header_timeout) => tracing::debug!("connection sent no request in time"),
+            () = count.silent_for(self.header_timeout) => tracing::debug!(peer = %info.peer, "connection sent no request in time"),
         }
     }
 }
@@ -189,6 +220,7 @@ fn protocol(limits: &ListenLimits) -> auto::Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(250)
+        .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(u32::try_from(headers).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(20)
         .max_local_error_reset_streams(100)

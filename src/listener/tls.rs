@@ -1,5 +1,6 @@
 //! The listener's certificate: TLS 1.2 and 1.3, ALPN `h2` and `http/1.1`.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
@@ -17,13 +18,13 @@ use crate::config::ServerTls;
 pub fn acceptor(files: &ServerTls) -> Result<TlsAcceptor, BindError> {
     let chain: Vec<_> = CertificateDer::pem_file_iter(&files.certificate)
         .and_then(Iterator::collect)
-        .map_err(|error| BindError::Pem {
-            path: files.certificate.display().to_string(),
-            cause: error.to_string(),
-        })?;
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| BindError::Pem {
-        path: files.key.display().to_string(),
-        cause: error.to_string(),
+        .map_err(|error| pem(&files.certificate, error))?;
+    if chain.is_empty() {
+        return Err(pem(&files.certificate, "it holds no certificate"));
+    }
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| match error {
+        rustls::pki_types::pem::Error::NoItemsFound => pem(&files.key, "it holds no private key"),
+        error => pem(&files.key, error),
     })?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
@@ -32,4 +33,11 @@ pub fn acceptor(files: &ServerTls) -> Result<TlsAcceptor, BindError> {
         .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+fn pem(path: &Path, cause: impl std::fmt::Display) -> BindError {
+    BindError::Pem {
+        path: path.display().to_string(),
+        cause: cause.to_string(),
+    }
 }

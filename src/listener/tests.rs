@@ -1,0 +1,283 @@
+//! Connections that are refused, slow, too many or cut; over real sockets.
+
+use std::path::Path;
+
+use http::StatusCode;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::config::{Listen, ServerTls};
+use crate::edge;
+
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+/// The one bound a test lowers; the others are too long to be met.
+const SOON: Duration = Duration::from_millis(100);
+
+fn listen(limits: ListenLimits, tls: Option<ServerTls>) -> Listen {
+    Listen {
+        address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        public_url: None,
+        tls,
+        limits,
+        allowed_hosts: Vec::new(),
+        allowed_origins: Vec::new(),
+    }
+}
+
+fn limits() -> ListenLimits {
+    let long = Duration::from_secs(60);
+    ListenLimits {
+        connections: 100,
+        handshake_timeout: long,
+        header_timeout: long,
+        body_timeout: long,
+        headers: 64 * 1024,
+    }
+}
+
+/// A certificate for `localhost` and its key, on disk.
+fn certificate(directory: &Path) -> ServerTls {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    let files = ServerTls {
+        certificate: directory.join("cert.pem"),
+        key: directory.join("key.pem"),
+    };
+    std::fs::write(&files.certificate, made.cert.pem()).expect("a file");
+    std::fs::write(&files.key, made.signing_key.serialize_pem()).expect("a file");
+    files
+}
+
+struct Serving {
+    address: SocketAddr,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+/// Serves, with `answer` deciding over each request.
+async fn serve<F>(listen: Listen, grace: Duration, answer: fn(Request<Incoming>) -> F) -> Serving
+where
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let listener = Listener::bind(&listen).await.expect("a free port");
+    let stop = CancellationToken::new();
+    let service = tower::service_fn(move |request| {
+        let answered = answer(request);
+        async move { Ok::<_, Infallible>(answered.await) }
+    });
+    Serving {
+        address: listener.local_addr(),
+        stop: stop.clone(),
+        task: tokio::spawn(listener.serve(service, stop, grace)),
+    }
+}
+
+async fn whence(request: Request<Incoming>) -> Response<Body> {
+    let info = request
+        .extensions()
+        .get::<ConnectionInfo>()
+        .expect("every request has it");
+    Response::new(edge::full(format!("{} {}", info.peer, info.tls)))
+}
+
+async fn never(_: Request<Incoming>) -> Response<Body> {
+    std::future::pending().await
+}
+
+async fn refuse(request: Request<Incoming>) -> Response<Body> {
+    drain(request.into_body());
+    let mut response = Response::new(edge::empty());
+    *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
+    response
+}
+
+/// Everything that comes until the connection ends.
+async fn rest(mut socket: TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_secs(20), socket.read_to_end(&mut bytes))
+        .await
+        .expect("the connection ends");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+async fn answer(socket: &mut TcpStream) -> String {
+    let mut bytes = [0; 4096];
+    let read = socket.read(&mut bytes).await.expect("an answer");
+    String::from_utf8_lossy(&bytes[..read]).into_owned()
+}
+
+#[tokio::test]
+async fn requests_know_where_they_came_in() {
+    let serving = serve(listen(limits(), None), SOON, whence).await;
+    let mut socket = TcpStream::connect(serving.address).await.expect("a connection");
+    socket.write_all(REQUEST).await.expect("sent");
+    let expected = format!("{} false", socket.local_addr().expect("an address"));
+    let answer = answer(&mut socket).await;
+    assert!(answer.ends_with(&expected), "{answer}");
+}
+
+#[tokio::test]
+async fn silent_and_slow_peers_are_closed_in_every_phase() {
+    let files = tempfile::tempdir().expect("a directory");
+    let header = ListenLimits {
+        header_timeout: SOON,
+        ..limits()
+    };
+    let handshake = ListenLimits {
+        handshake_timeout: SOON,
+        ..limits()
+    };
+    for (limits, tls, sent) in [
+        (header.clone(), None, &b""[..]),
+        (header.clone(), None, b"PRI * HTTP/2.0\r\n"),
+        (header, None, b"POST / HTTP/1.1\r\nhost: localhost\r\nx-slow: "),
+        (handshake.clone(), Some(certificate(files.path())), b""),
+        // The beginning of a client's hello.
+        (handshake, Some(certificate(files.path())), b"\x16\x03\x01\x02\x00\x01"),
+    ] {
+        let serving = serve(listen(limits, tls), SOON, never).await;
+        let mut socket = TcpStream::connect(serving.address).await.expect("a connection");
+        socket.write_all(sent).await.expect("sent");
+        let rest = rest(socket).await;
+        assert!(!rest.contains("200 OK"), "{rest}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_outlasts_the_header_timeout() {
+    async fn slow(_: Request<Incoming>) -> Response<Body> {
+        tokio::time::sleep(SOON * 4).await;
+        Response::new(edge::full("late"))
+    }
+    let limits = ListenLimits {
+        header_timeout: SOON,
+        ..limits()
+    };
+    let serving = serve(listen(limits, None), SOON, slow).await;
+    let mut socket = TcpStream::connect(serving.address).await.expect("a connection");
+    socket.write_all(REQUEST).await.expect("sent");
+    assert!(answer(&mut socket).await.ends_with("late"));
+}
+
+#[tokio::test]
+async fn beyond_the_cap_peers_wait_for_a_place() {
+    let limits = ListenLimits {
+        connections: 1,
+        ..limits()
+    };
+    let serving = serve(listen(limits, None), SOON, whence).await;
+    let mut first = TcpStream::connect(serving.address).await.expect("a connection");
+    first.write_all(REQUEST).await.expect("sent");
+    assert!(answer(&mut first).await.starts_with("HTTP/1.1 200"));
+    let mut second = TcpStream::connect(serving.address).await.expect("the kernel's queue");
+    second.write_all(REQUEST).await.expect("sent");
+    let early = tokio::time::timeout(SOON, answer(&mut second)).await;
+    assert!(early.is_err(), "answered although no place is free: {early:?}");
+    drop(first);
+    assert!(answer(&mut second).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_silent_handshake_gives_its_place_back() {
+    let files = tempfile::tempdir().expect("a directory");
+    let limits = ListenLimits {
+        connections: 1,
+        handshake_timeout: SOON,
+        ..limits()
+    };
+    let serving = serve(listen(limits, Some(certificate(files.path()))), SOON, never).await;
+    let _silent = TcpStream::connect(serving.address).await.expect("a connection");
+    let second = TcpStream::connect(serving.address).await.expect("the kernel's queue");
+    // It is accepted only once the first is gone, and then closed for its own silence.
+    assert_eq!(rest(second).await, "");
+}
+
+#[tokio::test]
+async fn what_outlasts_the_grace_period_is_cut() {
+    let serving = serve(listen(limits(), None), SOON, never).await;
+    let mut socket = TcpStream::connect(serving.address).await.expect("a connection");
+    socket.write_all(REQUEST).await.expect("sent");
+    let idle = TcpStream::connect(serving.address).await.expect("a connection");
+    serving.stop.cancel();
+    serving.task.await.expect("it ends");
+    assert_eq!(rest(socket).await, "");
+    assert_eq!(rest(idle).await, "");
+    assert!(
+        TcpStream::connect(serving.address).await.is_err(),
+        "nobody is accepted any more"
+    );
+}
+
+#[tokio::test]
+async fn a_refused_body_is_read_so_that_the_refusal_arrives() {
+    let serving = serve(listen(limits(), None), SOON, refuse).await;
+    let mut socket = TcpStream::connect(serving.address).await.expect("a connection");
+    let size = 4 * 1024 * 1024;
+    let head = format!("POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: {size}\r\n\r\n");
+    socket.write_all(head.as_bytes()).await.expect("sent");
+    socket.write_all(&vec![b'x'; size]).await.expect("all of it is taken");
+    assert!(answer(&mut socket).await.starts_with("HTTP/1.1 413"));
+}
+
+#[tokio::test]
+async fn a_drain_has_an_end() {
+    let serving = serve(listen(limits(), None), SOON, refuse).await;
+    let socket = TcpStream::connect(serving.address).await.expect("a connection");
+    let (mut reader, mut writer) = socket.into_split();
+    let sending = tokio::spawn(async move {
+        let head = b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n";
+        writer.write_all(head).await.expect("sent");
+        let mut sent = 0;
+        while writer.write_all(b"10000\r\n").await.is_ok()
+            && writer.write_all(&[b'x'; 0x1_0000]).await.is_ok()
+            && writer.write_all(b"\r\n").await.is_ok()
+        {
+            sent += 0x1_0000;
+        }
+        sent
+    });
+    let mut bytes = Vec::new();
+    let _ = reader.read_to_end(&mut bytes).await;
+    let sent = sending.await.expect("it ends");
+    // The sockets' own buffers come on top.
+    assert!(sent < DRAIN_BYTES + 32 * 1024 * 1024, "{sent} bytes were taken");
+    assert!(bytes.starts_with(b"HTTP/1.1 413"));
+}
+
+#[tokio::test]
+async fn what_cant_be_bound_says_why_and_what_to_do() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = taken.local_addr().expect("an address");
+    let files = tempfile::tempdir().expect("a directory");
+    let good = certificate(files.path());
+    let empty = files.path().join("empty.pem");
+    std::fs::write(&empty, "").expect("a file");
+    let other = files.path().join("other");
+    std::fs::create_dir(&other).expect("a directory");
+    let other = certificate(&other);
+    let tls = |certificate: &Path, key: &Path| {
+        let (certificate, key) = (certificate.to_owned(), key.to_owned());
+        listen(limits(), Some(ServerTls { certificate, key }))
+    };
+    let cases = [
+        (
+            Listen {
+                address,
+                ..listen(limits(), None)
+            },
+            "stop whatever has the address or change listen.address",
+        ),
+        (tls(&files.path().join("absent.pem"), &good.key), "absent.pem"),
+        (tls(&empty, &good.key), "empty.pem: it holds no certificate"),
+        (tls(&good.certificate, &empty), "empty.pem: it holds no private key"),
+        (tls(&good.certificate, &other.key), "do not work together"),
+    ];
+    for (listen, expected) in cases {
+        let error = Listener::bind(&listen)
+            .await
+            .err()
+            .expect("it can't be used")
+            .to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
