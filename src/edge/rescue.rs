@@ -288,8 +288,10 @@ pub fn answer(rejection: &Rejection, journey: &Journey) -> Response<Body> {
     if matches!(rejection, Rejection::MethodNotAllowed { bare: true, .. }) {
         *response.status_mut() = failure.status;
     }
+    let refused = response.status().is_client_error();
     let headers = response.headers_mut();
-    if let Some(challenge) = failure.challenge {
+    // In band there is nobody to challenge: a success with a challenge would confuse whoever reads headers.
+    if let Some(challenge) = failure.challenge.filter(|_| refused) {
         headers.insert(WWW_AUTHENTICATE, challenge);
     }
     if let Some(allow) = failure.allow {
@@ -322,11 +324,11 @@ fn form(rejection: &Rejection, failure: &Failure, call: &CallNotes, journey: &Jo
         && &*call.messages[0].method == "tools/call";
     if let (true, Some(id)) = (in_band, journey.id()) {
         let result = mcp::tool_error_result(id, &failure.message, call.era == Era::Modern);
-        return success(call, result);
+        return success(failure, call, result);
     }
     if denials == Denials::Auto && spared && call.era != Era::Modern && !call.batch {
         return match journey.id() {
-            Some(_) => success(call, body),
+            Some(_) => success(failure, call, body),
             // Nobody waits for the answer to a notification; the audit has the refusal.
             None => accepted(),
         };
@@ -354,13 +356,12 @@ fn error(failure: &Failure, id: Option<&Id>) -> Vec<u8> {
 }
 
 /// An answer in the form of a success: on the stream where there is one.
-fn success(call: &CallNotes, body: Vec<u8>) -> Response<Body> {
+fn success(failure: &Failure, call: &CallNotes, body: Vec<u8>) -> Response<Body> {
     match &call.stream {
-        Some(stream) => {
-            stream.tell(mcp::sse::message(&body));
-            accepted()
-        }
         None => json_response(StatusCode::OK, body),
+        Some(stream) if stream.tell(mcp::sse::message(&body)) => accepted(),
+        // The stream is gone or isn't read: a 202 would promise an answer that never comes.
+        Some(_) => with_status(failure, body),
     }
 }
 

@@ -3,8 +3,10 @@
 //! 1. Duplicate keys are refused at every level that is read: the message, `params`, `_meta`, `ref` and
 //!    `notifications`. Two parsers that pick different ones of two `name`s are a policy bypass (r49).
 //! 2. Keys compare unescaped: `"na\u006de"` is `name`.
-//! 3. Nesting is bounded at 128 for the whole body, batches at 64 members, ids at 1 KiB.
-//! 4. `id` is a string or an integer; null is refused (MCP, "Requests").
+//! 3. A key that differs only in case from one that is read is refused: some servers match names without case, and
+//!    would run what policy never saw.
+//! 4. Nesting is bounded at 128 for the whole body, batches at 64 members, ids at 1 KiB.
+//! 5. `id` is a string or an integer; null is refused (MCP, "Requests").
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -139,6 +141,7 @@ fn message(body: &Bytes, text: &str) -> Result<Message, EnvelopeError> {
             EnvelopeError::parse("the body is not JSON")
         }
     })?;
+    fields.unmistakable(&["jsonrpc", "id", "method", "params", "result", "error"])?;
     let id = fields.get("id").map(|id| id_of(body, id)).transpose()?;
     build(body, text, &fields, id.clone()).map_err(|error| EnvelopeError { id, ..error })
 }
@@ -195,6 +198,16 @@ fn build(body: &Bytes, text: &str, fields: &Fields<'_>, id: Option<Id>) -> Resul
 
 fn fill(body: &Bytes, message: &mut Message, params: &RawValue) -> Result<(), EnvelopeError> {
     let params = object(params, "params must be an object")?;
+    params.unmistakable(&[
+        "name",
+        "uri",
+        "arguments",
+        "cursor",
+        "taskId",
+        "_meta",
+        "ref",
+        "notifications",
+    ])?;
     message.name = params.name("name")?;
     message.uri = params.name("uri")?;
     message.cursor = params.name("cursor")?;
@@ -217,6 +230,7 @@ fn fill(body: &Bytes, message: &mut Message, params: &RawValue) -> Result<(), En
     }
     if let Some(reference) = params.get("ref") {
         let reference = object(reference, "params.ref must be an object")?;
+        reference.unmistakable(&["type", "name", "uri"])?;
         message.reference = match reference.text("type").as_deref() {
             Some("ref/prompt") => reference.name("name")?.map(Reference::Prompt),
             Some("ref/resource") => reference.name("uri")?.map(Reference::Resource),
@@ -228,6 +242,7 @@ fn fill(body: &Bytes, message: &mut Message, params: &RawValue) -> Result<(), En
         .filter(|_| &*message.method == "subscriptions/listen")
     {
         let listen = object(listen, "params.notifications must be an object")?;
+        listen.unmistakable(&["resourceSubscriptions"])?;
         if let Some(uris) = listen.get("resourceSubscriptions") {
             let uris: Vec<Cow<'_, str>> = serde_json::from_str(uris.get())
                 .map_err(|_| EnvelopeError::invalid("resourceSubscriptions must be a list of URIs"))?;
@@ -278,6 +293,17 @@ const FEW: usize = 32;
 impl<'a> Fields<'a> {
     fn get(&self, key: &str) -> Option<&'a RawValue> {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| *value)
+    }
+
+    /// Rule 3.
+    fn unmistakable(&self, read: &[&str]) -> Result<(), EnvelopeError> {
+        let mistakable = |key: &str| read.iter().any(|name| key != *name && folds_to(key, name));
+        if self.0.iter().any(|(key, _)| mistakable(key)) {
+            return Err(EnvelopeError::parse(
+                "a key of the message differs from a known one only in case",
+            ));
+        }
+        Ok(())
     }
 
     fn text(&self, key: &str) -> Option<Cow<'a, str>> {
@@ -337,6 +363,19 @@ impl<'de> Deserialize<'de> for Fields<'de> {
     }
 }
 
+/// Whether a key is a name but for case. Two letters outside ASCII fold into it: the long s and the Kelvin sign.
+fn folds_to(key: &str, name: &str) -> bool {
+    if key.is_ascii() {
+        return key.eq_ignore_ascii_case(name);
+    }
+    let fold = |letter| match letter {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        other => other.to_ascii_lowercase(),
+    };
+    key.chars().map(fold).eq(name.chars().map(fold))
+}
+
 /// A key that borrows when it holds no escapes.
 struct Key<'a>(Cow<'a, str>);
 
@@ -394,6 +433,28 @@ mod tests {
         ] {
             assert_eq!(refusal(body).1, "a key of the message appears twice", "{body}");
         }
+    }
+
+    #[test]
+    fn r49_keys_that_another_parser_could_mistake_are_refused() {
+        for body in [
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","Method":"tools/call"}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a"},"PARAMS":{"name":"b"}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","Name":"b"}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","argument\u017f":{}}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{"Notifications":{}}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"method":"completion/complete","params":{"ref":{"type":"ref/prompt","NAME":"b"}}}"#,
+        ] {
+            assert_eq!(
+                refusal(body).1,
+                "a key of the message differs from a known one only in case",
+                "{body}"
+            );
+        }
+        // What nobody decides over may be spelled as it likes.
+        single(
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","arguments":{"Name":1},"_meta":{"Name":1}}}"#,
+        );
     }
 
     #[test]
