@@ -1,14 +1,19 @@
 //! The validated configuration: what the rest of the gateway may rely on without checking again.
 //!
 //! `tree.rs` reads YAML with places and interpolates, `raw.rs` reads that key by key and describes itself as a JSON Schema,
-//! `load.rs` makes a [`Config`] of it once, collecting every error.
+//! `load.rs` and a file a section (`identities.rs`, `routes.rs`, `upstreams.rs`) make a [`Config`] of it once, collecting
+//! every error; `values.rs` knows single values.
 
 mod diagnostic;
+mod identities;
 mod load;
 mod raw;
+mod routes;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod upstreams;
+mod values;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub use load::Loaded;

@@ -1,0 +1,273 @@
+//! The section `routes`: endpoints and their policy.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::raw::{At, Section};
+use super::upstreams::{credential_section, upstream_defaults, upstream_section};
+use super::values::{route_path, scope, upstream_url, values};
+use super::{Credential, Denials, Identity, Place, Route};
+use crate::policy::{Budget, OnExcess, PathStep, PolicySource, RoutePolicy, RuleSource, SourceError};
+
+pub(super) fn routes(
+    root: &Section<'_>,
+    directory: &Path,
+    identities: &[Arc<Identity>],
+    roles: &Arc<crate::policy::Roles>,
+) -> Vec<Option<Route>> {
+    let mut paths: Vec<(String, String)> = Vec::new();
+    root.named("routes", "MCP endpoints.", |name, _, section| {
+        let route = route(name, section, directory, identities, roles);
+        if let Some(route) = &route {
+            let base = route.path.trim_end_matches('/');
+            for (other, theirs) in &paths {
+                if base == theirs || base == format!("{theirs}/messages") || *theirs == format!("{base}/messages") {
+                    section.error_at(
+                        "path",
+                        format!("\"{}\" is taken by route {other}", route.path),
+                        "give each route its own path",
+                    );
+                }
+            }
+            paths.push((name.to_owned(), base.to_owned()));
+        }
+        route
+    })
+}
+
+fn route(
+    name: &str,
+    section: &Section<'_>,
+    directory: &Path,
+    identities: &[Arc<Identity>],
+    roles: &Arc<crate::policy::Roles>,
+) -> Option<Route> {
+    section.require("path", "set it to the endpoint's path, such as /notes/mcp");
+    section.require(
+        "upstream",
+        "set it to the server's URL, such as http://127.0.0.1:8001/mcp",
+    );
+    let path = section.parsed(
+        "path",
+        "The endpoint's path; public_url + path is its resource URL.",
+        route_path,
+    );
+    let anonymous = section
+        .flag(
+            "anonymous",
+            "Let requests without a token in, as nobody; default false.",
+        )
+        .unwrap_or(false);
+    let named = section.texts(
+        "identity",
+        "Which identities may vouch here; must be named when there are several.",
+    );
+    let chosen: Vec<Arc<Identity>> = named
+        .iter()
+        .filter_map(|at| {
+            let found = identities.iter().find(|identity| *identity.name == *at.value).cloned();
+            if found.is_none() {
+                let known: Vec<&str> = identities.iter().map(|identity| &*identity.name).collect();
+                section.error_in(
+                    at,
+                    format!("no identity \"{}\"", at.value),
+                    format!("there are: {}", known.join(", ")),
+                );
+            }
+            found
+        })
+        .collect();
+    let chosen = match (named.is_empty(), identities) {
+        (false, _) => chosen,
+        (true, [only]) => vec![only.clone()],
+        (true, []) => {
+            if !anonymous && !section.is_describing() {
+                section.error_here(
+                    "nobody can vouch for this route's callers",
+                    "configure an identity, or open the route with anonymous: true",
+                );
+            }
+            Vec::new()
+        }
+        (true, _) => {
+            if !anonymous {
+                section.error_here(
+                    "several identities exist, and none is named",
+                    "name those that may vouch: identity: [corp]",
+                );
+            }
+            Vec::new()
+        }
+    };
+    let upstream = section.text_or(
+        "upstream",
+        "The server behind: a URL, or a map with urls and more.",
+        |text| Ok(upstream_defaults(vec![upstream_url(text)?])),
+        |upstream| upstream_section(upstream, directory),
+    );
+    let credential = section
+        .text_or(
+            "credential",
+            "What the upstream gets instead of the caller's token; default none.",
+            |text| {
+                if text == "none" {
+                    Ok(Credential::None)
+                } else {
+                    Err("use none, or a map: {bearer: …}, {header: …}, {basic: …} or {exchange: …}".to_owned())
+                }
+            },
+            |credential| credential_section(credential, directory),
+        )
+        .or(if section.has("credential") {
+            None
+        } else {
+            Some(Credential::None)
+        });
+    let policy = policy(section, roles);
+    let body_limit = section
+        .section("limits", "Bounds on requests.", |limits| {
+            limits.size("body", "Bytes of a request's body; default 4MiB.")
+        })
+        .unwrap_or(4 * 1024 * 1024);
+    let denials = section
+        .choice(
+            "denials",
+            "The form of refusals; default auto: what the client's revision survives.",
+            &[
+                ("auto", Denials::Auto),
+                ("status", Denials::Status),
+                ("in_band", Denials::InBand),
+            ],
+        )
+        .unwrap_or(Denials::Auto);
+    let bearerless_messages = section
+        .flag(
+            "bearerless_messages",
+            "Let HTTP+SSE clients post without their token, as their stream's caller; default false.",
+        )
+        .unwrap_or(false);
+    if anonymous && matches!(credential, Some(Credential::Exchange(_))) {
+        section.error_at(
+            "credential",
+            "there is no token to exchange for nobody",
+            "drop anonymous, or use another credential",
+        );
+    }
+    Some(Route {
+        name: name.into(),
+        path: path?.value,
+        identities: chosen,
+        anonymous,
+        upstream: upstream?,
+        credential: credential?,
+        policy: policy?,
+        body_limit,
+        denials,
+        bearerless_messages,
+    })
+}
+
+fn policy(section: &Section<'_>, roles: &Arc<crate::policy::Roles>) -> Option<RoutePolicy> {
+    let scopes = section.parsed_list("scopes", "Scopes needed for anything on the route.", scope);
+    let mut places = Vec::new();
+    let (tools, budget) = section.section("tools", "Which tools callers see and call.", |tools| {
+        let rules = rules(tools, "tools", &mut places);
+        let max = tools.count("max", "Most tools a caller is shown, counted after the rules.");
+        let pin = tools.texts("pin", "Tools that survive the cut first.");
+        let on_excess = tools.choice(
+            "on_excess",
+            "Default trim.",
+            &[("trim", OnExcess::Trim), ("refuse", OnExcess::Refuse)],
+        );
+        if max.is_none() && (!pin.is_empty() || on_excess.is_some()) && !tools.has("max") {
+            tools.error_here("pin and on_excess say nothing without max", "set max, or drop them");
+        }
+        let budget = max.map(|max| Budget {
+            max,
+            pin: values(pin),
+            on_excess: on_excess.unwrap_or(OnExcess::Trim),
+        });
+        (rules, budget)
+    });
+    let resources = section.section(
+        "resources",
+        "Which resources callers see and read; globs over URIs.",
+        |section| rules(section, "resources", &mut places),
+    );
+    let prompts = section.section("prompts", "Which prompts callers see and get.", |section| {
+        rules(section, "prompts", &mut places)
+    });
+    let methods = section.texts("methods", "Extension methods let through on a route with rules.");
+    let source = PolicySource {
+        scopes: values(scopes),
+        tools,
+        resources,
+        prompts,
+        methods: values(methods),
+        budget,
+    };
+    match RoutePolicy::compile(source, roles) {
+        Ok(policy) => Some(policy),
+        Err(errors) => {
+            for error in errors {
+                let (place, key) = rule_place(section, &places, &error);
+                section.error_in(&At { value: (), place, key }, error.message, "");
+            }
+            None
+        }
+    }
+}
+
+/// Where each rule of a list stands.
+type RulePlaces = Vec<(&'static str, Vec<Place>)>;
+
+fn rules(section: &Section<'_>, list: &'static str, places: &mut RulePlaces) -> Option<Vec<RuleSource>> {
+    let mut mine = Vec::new();
+    let rules = section.list("rules", "Deny beats allow; what no rule allows is denied.", |rule| {
+        mine.push(rule.place);
+        let globs = |key, about: &str| {
+            let globs = rule.parsed_list(key, about, |text| match text.len() {
+                0 => Err("a pattern is not empty".to_owned()),
+                1..=1024 => Ok(text.to_owned()),
+                _ => Err("a pattern has at most 1024 bytes".to_owned()),
+            });
+            values(globs)
+        };
+        let source = RuleSource {
+            allow: globs("allow", "Patterns; * stands for anything."),
+            deny: globs("deny", "Patterns; * stands for anything."),
+            to: values(rule.texts("to", "Roles; everyone when absent.")),
+            scopes: values(rule.parsed_list("scopes", "Scopes needed besides.", scope)),
+            when: rule
+                .text("when", "CEL over principal, tool, args, route and now.")
+                .map(|at| at.value),
+        };
+        if source.to.is_empty() && rule.has("to") {
+            rule.error_at("to", "no role is named", "name one, or remove `to` to mean everyone");
+        }
+        if source.allow.is_empty() == source.deny.is_empty() && !rule.is_describing() {
+            rule.error_here("a rule either allows or denies", "give exactly one of allow and deny");
+        }
+        source
+    });
+    places.push((list, mine));
+    rules.filter(|rules| rules.iter().all(|rule| rule.allow.is_empty() != rule.deny.is_empty()))
+}
+
+fn rule_place(section: &Section<'_>, places: &RulePlaces, error: &SourceError) -> (Place, String) {
+    let mut key = section.key.clone();
+    for step in &error.path {
+        match step {
+            PathStep::Key(name) => key.push_str(&format!(".{name}")),
+            PathStep::Index(index) => key.push_str(&format!("[{index}]")),
+        }
+    }
+    let place = match &error.path[..] {
+        [PathStep::Key(list), _, PathStep::Index(index), ..] => places
+            .iter()
+            .find(|(name, _)| name == list)
+            .and_then(|(_, rules)| rules.get(*index).copied()),
+        _ => None,
+    };
+    (place.unwrap_or(section.place), key)
+}

@@ -1,0 +1,212 @@
+//! The sections `upstream` and `credential` of a route.
+
+use std::path::Path;
+use std::time::Duration;
+
+use http::header::HeaderName;
+use url::Url;
+
+use super::raw::Section;
+use super::values::{forwarded, oauth_url, path, upstream_url, values};
+use super::{Balance, ClientAuth, Credential, Exchange, Health, HealthCheck, Transport, Upstream};
+
+pub(super) fn upstream_defaults(urls: Vec<Url>) -> Upstream {
+    Upstream {
+        urls,
+        transport: Transport::Auto,
+        balance: Balance::RoundRobin,
+        health: None,
+        ca: None,
+        client_certificate: None,
+        client_key: None,
+        connect_timeout: Duration::from_secs(5),
+        response_timeout: None,
+        idle_timeout: Duration::from_secs(15 * 60),
+        forward_headers: Vec::new(),
+    }
+}
+
+pub(super) fn upstream_section(section: &Section<'_>, directory: &Path) -> Option<Upstream> {
+    section.require("urls", "list the server's URLs");
+    let urls = section.parsed_list("urls", "MCP endpoints of equal servers.", upstream_url);
+    if let Some(double) = urls
+        .iter()
+        .enumerate()
+        .find(|(index, at)| urls[..*index].iter().any(|before| before.value == at.value))
+    {
+        section.error_in(
+            double.1,
+            format!("\"{}\" stands here twice", double.1.value),
+            "keep one of them",
+        );
+    }
+    let transport = section.choice(
+        "transport",
+        "Default auto: Streamable HTTP, or HTTP+SSE when the server's stream begins with an endpoint event.",
+        &[
+            ("auto", Transport::Auto),
+            ("streamable-http", Transport::StreamableHttp),
+            ("sse", Transport::Sse),
+        ],
+    );
+    let balance = section.choice(
+        "balance",
+        "Default round_robin; sticky keeps a caller on one server.",
+        &[
+            ("round_robin", Balance::RoundRobin),
+            ("random", Balance::Random),
+            ("sticky", Balance::Sticky),
+        ],
+    );
+    let health = section.optional_section("health", "Active checks.", |health| {
+        let tcp = health.flag("tcp", "Connect.");
+        let http = health.parsed("http", "GET this path; 2xx is healthy.", |text| {
+            if text.starts_with('/') {
+                Ok(text.to_owned())
+            } else {
+                Err("begin it with /".to_owned())
+            }
+        });
+        let interval = health
+            .duration("interval", "Between checks; default 5s.", false)
+            .unwrap_or(Duration::from_secs(5));
+        if tcp == Some(true) && http.is_some() {
+            health.error_here("tcp and http are alternatives", "keep one of them");
+        }
+        let check = match (tcp, http) {
+            (_, Some(path)) => HealthCheck::Http(path.value),
+            (Some(true), None) => HealthCheck::Tcp,
+            _ => {
+                health.error_here("no check is named", "write {tcp: true} or {http: /healthz}");
+                return None;
+            }
+        };
+        Some(Health { check, interval })
+    });
+    let defaults = upstream_defaults(values(urls));
+    let ca = path(
+        section,
+        "ca",
+        "PEM bundle trusted instead of the system's roots.",
+        directory,
+    );
+    let client_certificate = path(
+        section,
+        "client_certificate",
+        "PEM certificate shown to the server.",
+        directory,
+    );
+    let client_key = path(section, "client_key", "Its PEM key.", directory);
+    if client_certificate.is_some() != client_key.is_some() {
+        section.error_here("client_certificate and client_key go together", "give both or neither");
+    }
+    let response_timeout = section.duration("response_timeout", "Until the answer's head; default 0, no end.", true);
+    let forward_headers = section.parsed_list(
+        "forward_headers",
+        "Request headers forwarded besides MCP's own.",
+        forwarded,
+    );
+    let upstream = Upstream {
+        transport: transport.unwrap_or(defaults.transport),
+        balance: balance.unwrap_or(defaults.balance),
+        health: health.flatten(),
+        ca,
+        client_certificate,
+        client_key,
+        connect_timeout: section
+            .duration("connect_timeout", "TCP and TLS; default 5s.", false)
+            .unwrap_or(defaults.connect_timeout),
+        response_timeout: response_timeout.filter(|time| !time.is_zero()),
+        idle_timeout: section
+            .duration("idle_timeout", "Silence within an answer; default 15m.", false)
+            .unwrap_or(defaults.idle_timeout),
+        forward_headers: values(forward_headers),
+        ..defaults
+    };
+    (!upstream.urls.is_empty()).then_some(upstream)
+}
+
+pub(super) fn credential_section(section: &Section<'_>, directory: &Path) -> Option<Credential> {
+    let bearer = section
+        .secret("bearer", "Sent as Authorization: Bearer.")
+        .map(|at| Credential::Bearer(at.value));
+    let header = section.optional_section("header", "One header.", |header| {
+        header.require("name", "name the header");
+        header.require("value", "give its value");
+        let name = header.parsed("name", "The header's name.", |text| {
+            text.parse::<HeaderName>().map_err(|_| "use a header name".to_owned())
+        });
+        let value = header.secret("value", "The header's value.");
+        Some(Credential::Header {
+            name: name?.value,
+            value: value?.value,
+        })
+    });
+    let basic = section.optional_section("basic", "Sent as Authorization: Basic.", |basic| {
+        basic.require("username", "give the user name");
+        basic.require("password", "give the password");
+        let username = basic.parsed("username", "Without a colon.", |text| {
+            if text.contains(':') {
+                Err("a user name has no colon (RFC 7617)".to_owned())
+            } else {
+                Ok(text.to_owned())
+            }
+        });
+        let password = basic.secret("password", "The password.");
+        Some(Credential::Basic {
+            username: username?.value,
+            password: password?.value,
+        })
+    });
+    let exchange = section.optional_section(
+        "exchange",
+        "RFC 8693: the caller's token for one of the upstream's.",
+        |exchange| {
+            for (key, remedy) in [
+                ("token_endpoint", "set it to the issuer's token endpoint"),
+                ("client_id", "set it to the gate's client id"),
+                ("client_secret", "set it to the gate's client secret"),
+            ] {
+                exchange.require(key, remedy);
+            }
+            let token_endpoint = exchange.parsed("token_endpoint", "The issuer's token endpoint.", oauth_url);
+            let client_id = exchange.text("client_id", "The gate's client id.");
+            let client_secret = exchange.secret("client_secret", "The gate's client secret.");
+            let client_auth = exchange.choice(
+                "client_auth",
+                "Default basic.",
+                &[("basic", ClientAuth::Basic), ("post", ClientAuth::Post)],
+            );
+            let audience = exchange.text("audience", "`audience` of the request.");
+            let resource = exchange.text("resource", "`resource` of the request.");
+            let scopes = exchange.texts("scopes", "`scope` of the request; none is sent by default.");
+            let ca = path(
+                exchange,
+                "ca",
+                "PEM bundle trusted instead of the system's roots.",
+                directory,
+            );
+            Some(Credential::Exchange(Exchange {
+                token_endpoint: token_endpoint?.value,
+                client_id: client_id?.value,
+                client_secret: client_secret?.value,
+                client_auth: client_auth.unwrap_or(ClientAuth::Basic),
+                audience: audience.map(|at| at.value),
+                resource: resource.map(|at| at.value),
+                scopes: values(scopes),
+                ca,
+            }))
+        },
+    );
+    let given = ["bearer", "header", "basic", "exchange"]
+        .into_iter()
+        .filter(|key| section.has(key))
+        .count();
+    if given != 1 {
+        section.error_here(
+            format!("{given} credentials are given"),
+            "exactly one leaves: bearer, header, basic or exchange",
+        );
+    }
+    bearer.or(header.flatten()).or(basic.flatten()).or(exchange.flatten())
+}
