@@ -36,26 +36,27 @@ impl<C, S> Layer<S> for CheckLayer<C> {
     type Service = Checked<C, S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Checked {
+        Checked(Arc::new(Stage {
             check: self.0.clone(),
             inner,
-        }
+        }))
     }
 }
 
-/// The service of [`CheckLayer`].
+/// The service of [`CheckLayer`]. A clone is one count up, however much is stacked below: a service is cloned once a
+/// request and layer.
 #[derive(Debug)]
-pub struct Checked<C, S> {
+pub struct Checked<C, S>(Arc<Stage<C, S>>);
+
+#[derive(Debug)]
+struct Stage<C, S> {
     check: Arc<C>,
     inner: S,
 }
 
-impl<C, S: Clone> Clone for Checked<C, S> {
+impl<C, S> Clone for Checked<C, S> {
     fn clone(&self) -> Self {
-        Self {
-            check: self.check.clone(),
-            inner: self.inner.clone(),
-        }
+        Self(self.0.clone())
     }
 }
 
@@ -63,24 +64,23 @@ impl<Request, C, S> Service<Request> for Checked<C, S>
 where
     Request: Send + 'static,
     C: Check<Request>,
-    S: Service<C::Passed, Error = Rejection> + Clone + Send + 'static,
+    S: Service<C::Passed, Error = Rejection> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
     type Response = S::Response;
     type Error = Rejection;
     type Future = BoxFuture<'static, Result<S::Response, Rejection>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
-        self.inner.poll_ready(cx)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
+        // Nothing in this stack waits to be ready: what is bounded is bounded where it is spent.
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let check = self.check.clone();
-        // The clone stays behind: the service that was polled ready is the one that is called.
-        let clone = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, clone);
+        let stage = self.0.clone();
         Box::pin(async move {
-            let passed = check.check(request).await?;
+            let passed = stage.check.check(request).await?;
+            let mut inner = stage.inner.clone();
             inner.call(passed).await
         })
     }

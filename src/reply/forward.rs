@@ -27,7 +27,7 @@ use super::{gather, headers, json};
 use crate::authn::Principal;
 use crate::call::{Call, Form};
 use crate::clock::Clock;
-use crate::config::Transport;
+use crate::config::{Balance, Transport};
 use crate::credential::{Funded, OutboundCredential};
 use crate::edge::rescue::refusal;
 use crate::edge::{Body, Rejection, full};
@@ -104,9 +104,16 @@ impl Sending<'_> {
         self.call.journey.call.get().map_or(Era::Legacy, |notes| notes.era)
     }
 
+    /// What `balance: sticky` goes by: hashed only where it is asked for.
+    fn sticky(&self) -> Option<u64> {
+        (self.route().config.upstream.balance == Balance::Sticky).then(|| {
+            let person = person(self.principal());
+            u64::from_be_bytes(person[..8].try_into().expect("eight of 32 bytes"))
+        })
+    }
+
     /// Sends a body, to that endpoint if one is named.
-    pub async fn again(&self, shared: &Shared, body: Bytes, endpoint: Option<EndpointId>) -> Result<Sent, Rejection> {
-        let principal = person(self.principal());
+    pub async fn again(&self, body: Bytes, endpoint: Option<EndpointId>) -> Result<Sent, Rejection> {
         let sent = self
             .route()
             .upstream
@@ -119,13 +126,10 @@ impl Sending<'_> {
                     headers: self.headers.clone(),
                     body,
                     endpoint,
-                    sticky: Some(u64::from_be_bytes(
-                        principal[..8].try_into().expect("eight of 32 bytes"),
-                    )),
+                    sticky: self.sticky(),
                 },
             )
             .await?;
-        let _ = shared;
         match sent.response.status() {
             StatusCode::UNAUTHORIZED => Err(Rejection::CredentialRefused),
             status if status.is_informational() || status.is_redirection() => {
@@ -254,7 +258,7 @@ impl Shared {
     /// Sends, and counts the time that was the gate's own.
     async fn timed(&self, sending: &Sending<'_>, body: Bytes, endpoint: Option<EndpointId>) -> Result<Sent, Rejection> {
         let own = sending.call.journey.started.elapsed();
-        let sent = sending.again(self, body, endpoint).await;
+        let sent = sending.again(body, endpoint).await;
         sending.route().metrics.gateway_overhead(own);
         sent
     }
@@ -348,8 +352,10 @@ impl Shared {
             return Ok(Response::from_parts(parts, body));
         }
         let mut bytes = json::read(upstream, json::MAX_LIST).await?;
-        let outcome = json::outcome(&bytes);
+        let (outcome, may_hold_list) = json::see(&bytes);
+        // Most replies hold no list, and need no second look.
         if rules
+            && may_hold_list
             && let Some(filtered) = self
                 .inspector(call, era)
                 .filter(&bytes)
@@ -400,7 +406,7 @@ impl Shared {
                 .map_err(|_| Rejection::UpstreamNonsense("its event stream can't be decoded"))?;
             before.extend(looked);
         }
-        let outcome = json::outcome(&gathered.answer);
+        let (outcome, _) = json::see(&gathered.answer);
         for ending in endings.drain(..) {
             ending.finish(outcome);
         }

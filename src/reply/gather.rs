@@ -119,7 +119,7 @@ pub async fn gather(
             ));
         }
         let next = sending
-            .again(shared, with_cursor(request, &cursor)?, Some(endpoint.clone()))
+            .again(with_cursor(request, &cursor)?, Some(endpoint.clone()))
             .await?;
         let next = self::page(next).await?;
         before.extend(next.before);

@@ -49,11 +49,19 @@ pub async fn read(mut body: UpstreamBody, limit: usize) -> Result<Bytes, Rejecti
     Ok(first.unwrap_or_else(|| whole.freeze()))
 }
 
-/// What a whole reply says of the call.
-pub fn outcome(message: &[u8]) -> Outcome {
+/// What a whole reply says of the call, and whether it may hold a list.
+pub fn see(message: &[u8]) -> (Outcome, bool) {
     let mut scanner = Scanner::default();
     scanner.push(message);
-    outcome_of(scanner.finish().outcome).unwrap_or(Outcome::UpstreamError)
+    let seen = scanner.finish();
+    let outcome = outcome_of(seen.outcome).unwrap_or(Outcome::UpstreamError);
+    (outcome, seen.holds_list || is_strange(message))
+}
+
+/// Whether bytes could be another encoding than the UTF-8 that the scanner reads (RFC 8259 section 8.1): some clients
+/// detect UTF-16 and UTF-32, in which every ASCII character has a NUL beside it. JSON in UTF-8 never has one.
+fn is_strange(bytes: &[u8]) -> bool {
+    memchr::memchr(0, bytes).is_some()
 }
 
 /// Forwards a reply as it comes; with `guarded`, only until a list shows in it. The calls end with `known`, or with what
@@ -83,7 +91,7 @@ pub fn pass(body: UpstreamBody, endings: Vec<Ending>, guarded: bool, known: Opti
                 Some(Ok(frame)) => {
                     let Ok(data) = frame.into_data() else { continue };
                     flow.scanner.push(&data);
-                    if flow.guarded && flow.scanner.holds_list() {
+                    if flow.guarded && (flow.scanner.holds_list() || is_strange(&data)) {
                         end(flow, Outcome::UpstreamError);
                         return Some((Err(unexpected_list()), None));
                     }

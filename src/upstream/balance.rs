@@ -52,6 +52,10 @@ impl Balancer {
     /// A healthy endpoint that `open` accepts; `None` only if there is none.
     pub fn choose(&self, key: &[u8], open: impl Fn(usize) -> bool) -> Option<usize> {
         let count = self.backends().get_backend().len();
+        // Nothing to choose: most routes have one endpoint.
+        if count == 1 {
+            return (open(0) && self.healthy(0)).then_some(0);
+        }
         let accept = |backend: &Backend, healthy: bool| healthy && open(number(backend));
         let chosen = match self {
             Self::RoundRobin(balancer) => balancer.select_with(key, count * 4, accept),
