@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use jsonwebtoken::Algorithm;
 use serde_json::json;
@@ -10,7 +11,7 @@ use super::raw::{At, Section};
 use super::tree::{Node, Value};
 use super::values::{algorithm, at, oauth_url, path, texts_of, values};
 use super::{ClaimPaths, Identity, KeySource, Place};
-use crate::policy::{PathStep, RoleLine};
+use crate::policy::{PathStep, RoleLine, Roles};
 
 pub(super) fn identity(name: &str, section: &Section<'_>, directory: &Path) -> Option<Identity> {
     section.require(
@@ -159,7 +160,8 @@ fn implies(section: &Section<'_>) -> BTreeMap<String, Vec<String>> {
         .collect()
 }
 
-pub(super) fn roles(root: &Section<'_>) -> crate::policy::Roles {
+/// `None`: some role is wrong, and errors about whoever names one would only mislead.
+pub(super) fn roles(root: &Section<'_>) -> Option<Arc<Roles>> {
     let schema = json!({
         "type": "object",
         "description": "Named conditions: a caller has a role when any line matches.",
@@ -169,7 +171,8 @@ pub(super) fn roles(root: &Section<'_>) -> crate::policy::Roles {
         ]}},
     });
     let Some((node, path)) = root.node("roles", schema) else {
-        return crate::policy::Roles::default();
+        let absent = !root.has("roles");
+        return absent.then(Arc::default);
     };
     let Value::Map(entries) = &node.value else {
         root.error_at(
@@ -177,32 +180,40 @@ pub(super) fn roles(root: &Section<'_>) -> crate::policy::Roles {
             "this must be a map of roles",
             "write reader: [\"group:staff\"]",
         );
-        return crate::policy::Roles::default();
+        return None;
     };
     let mut definitions = Vec::new();
+    let mut complete = true;
     for (key, node) in entries {
-        match &node.value {
-            Value::List(items) => {
-                let lines = items
-                    .iter()
-                    .filter_map(|item| role_line(root, item, &format!("{path}.{}", key.name)));
-                definitions.push((key.name.clone(), lines.collect()));
-            }
-            _ => root.error_in(
-                &at(node, &format!("{path}.{}", key.name)),
+        let path = format!("{path}.{}", key.name);
+        let Value::List(items) = &node.value else {
+            complete = false;
+            root.error_in(
+                &at(node, &path),
                 "this must be a list of lines",
                 "write [\"group:staff\"]",
-            ),
+            );
+            continue;
+        };
+        let lines = items.iter().enumerate().map(|(index, item)| {
+            let line = role_line(root, item, &format!("{path}[{index}]"));
+            complete &= line.is_some();
+            // A line that could not be read keeps its place, so that errors about its neighbours name theirs.
+            line.unwrap_or_else(|| RoleLine::Text("subject:unread".to_owned()))
+        });
+        definitions.push((key.name.clone(), lines.collect()));
+    }
+    match Roles::compile(definitions) {
+        Ok(roles) => complete.then(|| Arc::new(roles)),
+        Err(errors) => {
+            for (role, error) in errors {
+                let found = entries.iter().find(|(key, _)| key.name == role).map(|(_, node)| node);
+                let (place, key) = locate(found, &format!("{path}.{role}"), &error.path);
+                root.error_in(&At { value: (), place, key }, error.message, "");
+            }
+            None
         }
     }
-    crate::policy::Roles::compile(definitions).unwrap_or_else(|errors| {
-        for (role, error) in errors {
-            let found = entries.iter().find(|(key, _)| key.name == role).map(|(_, node)| node);
-            let (place, key) = locate(found, &format!("{path}.{role}"), &error.path);
-            root.error_in(&At { value: (), place, key }, error.message, "");
-        }
-        crate::policy::Roles::default()
-    })
 }
 
 fn role_line(root: &Section<'_>, node: &Node, path: &str) -> Option<RoleLine> {
@@ -218,7 +229,14 @@ fn role_line(root: &Section<'_>, node: &Node, path: &str) -> Option<RoleLine> {
                     },
                 ),
             ] if key.name == "all" => Some(RoleLine::All(
-                items.iter().filter_map(|item| role_line(root, item, path)).collect(),
+                items
+                    .iter()
+                    .enumerate()
+                    .map(|(index, item)| role_line(root, item, &format!("{path}.all[{index}]")))
+                    // Every item is looked at before the first that is wrong ends the line.
+                    .collect::<Vec<_>>()
+                    .into_iter()
+                    .collect::<Option<_>>()?,
             )),
             _ => {
                 root.error_in(
@@ -241,7 +259,7 @@ fn role_line(root: &Section<'_>, node: &Node, path: &str) -> Option<RoleLine> {
 }
 
 /// Follows a relative path down a tree.
-fn locate(mut node: Option<&Node>, key: &str, path: &[PathStep]) -> (Place, String) {
+pub(super) fn locate(mut node: Option<&Node>, key: &str, path: &[PathStep]) -> (Place, String) {
     let mut key = key.to_owned();
     let mut place = node.map(|node| node.place).unwrap_or_default();
     for step in path {

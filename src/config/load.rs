@@ -1,11 +1,14 @@
 //! The file's sections become a [`Config`], once: nothing validates again later.
 
+use std::fs::File;
+use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use tracing_subscriber::EnvFilter;
 
 use super::diagnostic::{Diagnostic, Diagnostics, Place};
 use super::identities::{identity, roles};
@@ -31,7 +34,9 @@ impl Config {
     /// Everything that is wrong with it.
     pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Diagnostics> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| {
+        let mut text = String::new();
+        let read = File::open(path).and_then(|file| file.take(tree::MAX_SIZE as u64 + 1).read_to_string(&mut text));
+        read.map_err(|error| {
             let mut diagnostic = Diagnostic::new(
                 Place::default(),
                 "",
@@ -125,8 +130,8 @@ fn read(root: &Section<'_>, directory: &Path) -> Option<Config> {
         .flatten()
         .map(Arc::new)
         .collect();
-    let roles = Arc::new(roles(root));
-    let routes = routes(root, directory, &identities, &roles);
+    let roles = roles(root);
+    let routes = routes(root, directory, &identities, roles.as_ref());
     if routes.is_empty() && !root.is_describing() {
         root.error_at(
             "routes",
@@ -140,7 +145,7 @@ fn read(root: &Section<'_>, directory: &Path) -> Option<Config> {
         telemetry,
         state,
         identities,
-        roles,
+        roles: roles?,
         routes: routes.into_iter().flatten().map(Arc::new).collect(),
     })
 }
@@ -253,9 +258,13 @@ fn telemetry(section: &Section<'_>, directory: &Path) -> Telemetry {
             )
             .unwrap_or(LogFormat::Text),
         level: log
-            .text(
+            .parsed(
                 "level",
                 "error, warn, info, debug, trace or a tracing filter; default info.",
+                |text| match EnvFilter::try_new(text) {
+                    Ok(_) if !text.is_empty() => Ok(text.to_owned()),
+                    _ => Err("use a filter such as info or portcullis=debug,info".to_owned()),
+                },
             )
             .map_or_else(|| "info".to_owned(), |at| at.value),
     });

@@ -5,6 +5,8 @@
 //! every error; `values.rs` knows single values.
 
 mod diagnostic;
+#[cfg(test)]
+mod exact;
 mod identities;
 mod load;
 mod raw;

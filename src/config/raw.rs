@@ -41,6 +41,15 @@ pub struct Section<'a> {
     describing: bool,
 }
 
+/// Whether an error may show the value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Quote {
+    /// What is written in clear is shown.
+    Clear,
+    /// People put a secret where this value belongs.
+    Never,
+}
+
 /// More of anything than a machine has connections or a server tools.
 const MAX_COUNT: usize = 1_000_000;
 
@@ -134,11 +143,9 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A text.
+    /// A text with something in it.
     pub fn text(&self, key: &'static str, about: &str) -> Option<At<String>> {
-        self.typed(key, json!({"type": "string", "description": about}), |scalar| {
-            Ok(scalar.text.clone())
-        })
+        self.parsed(key, about, filled)
     }
 
     /// A text that `parse` understands.
@@ -151,6 +158,17 @@ impl<'a> Section<'a> {
         self.typed(key, json!({"type": "string", "description": about}), |scalar| {
             parse(&scalar.text)
         })
+    }
+
+    /// As [`Section::parsed`], for what stands beside a secret: a misplaced one must not be quoted.
+    pub fn unquoted<T>(
+        &self,
+        key: &'static str,
+        about: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<At<T>> {
+        let node = self.ask(key, json!({"type": "string", "description": about}))?;
+        self.value(node, self.path(key), Quote::Never, |scalar| parse(&scalar.text))
     }
 
     /// One of some words.
@@ -286,7 +304,7 @@ impl<'a> Section<'a> {
 
     /// A list of texts; a single text counts as a list of one.
     pub fn texts(&self, key: &'static str, about: &str) -> Vec<At<String>> {
-        self.parsed_list(key, about, |text| Ok(text.to_owned()))
+        self.parsed_list(key, about, filled)
     }
 
     /// A list of texts that `parse` understands.
@@ -299,7 +317,7 @@ impl<'a> Section<'a> {
         let schema = json!({"type": ["array", "string"], "items": {"type": "string"}, "description": about});
         self.items(key, schema)
             .into_iter()
-            .filter_map(|(node, path)| self.value(node, path, |scalar| parse(&scalar.text)))
+            .filter_map(|(node, path)| self.value(node, path, Quote::Clear, |scalar| parse(&scalar.text)))
             .collect()
     }
 
@@ -401,13 +419,16 @@ impl<'a> Section<'a> {
         &self,
         key: &'static str,
         about: &str,
+        quote: Quote,
         parse: impl FnOnce(&str) -> Result<T, String>,
         read: impl FnOnce(&Section<'a>) -> Option<T>,
     ) -> Option<T> {
         let node = self.ask(key, Json::Null);
         let path = self.path(key);
         if let Some(node) = node.filter(|node| scalar(node).is_some()) {
-            return self.value(node, path, |scalar| parse(&scalar.text)).map(|at| at.value);
+            return self
+                .value(node, path, quote, |scalar| parse(&scalar.text))
+                .map(|at| at.value);
         }
         if node.is_none() && !self.describing {
             return None;
@@ -463,10 +484,16 @@ impl<'a> Section<'a> {
         parse: impl FnOnce(&Scalar) -> Result<T, String>,
     ) -> Option<At<T>> {
         let node = self.ask(key, schema)?;
-        self.value(node, self.path(key), parse)
+        self.value(node, self.path(key), Quote::Clear, parse)
     }
 
-    fn value<T>(&self, node: &Node, path: String, parse: impl FnOnce(&Scalar) -> Result<T, String>) -> Option<At<T>> {
+    fn value<T>(
+        &self,
+        node: &Node,
+        path: String,
+        quote: Quote,
+        parse: impl FnOnce(&Scalar) -> Result<T, String>,
+    ) -> Option<At<T>> {
         let Some(scalar) = scalar(node) else {
             self.error(
                 node.place,
@@ -485,6 +512,7 @@ impl<'a> Section<'a> {
             Err(remedy) => {
                 let what = match &*scalar.text {
                     _ if scalar.resolved => "the interpolated value does not fit".to_owned(),
+                    _ if quote == Quote::Never => "the value does not fit".to_owned(),
                     url if url.contains("://") && url.contains('@') => "the URL does not fit".to_owned(),
                     text => format!("\"{text}\" does not fit"),
                 };
@@ -532,7 +560,8 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn find(&self, key: &str) -> Option<&'a Node> {
+    /// What stands at a key, known or not.
+    pub fn find(&self, key: &str) -> Option<&'a Node> {
         self.entries?
             .iter()
             .find(|(name, _)| name.name == key)
@@ -545,6 +574,15 @@ impl<'a> Section<'a> {
         } else {
             format!("{}.{key}", self.key)
         }
+    }
+}
+
+/// An unset variable's usual stand-in is the empty text; as an audience it would match tokens made for nobody.
+fn filled(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        Err("write something, or remove the key".to_owned())
+    } else {
+        Ok(text.to_owned())
     }
 }
 

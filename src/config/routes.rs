@@ -3,17 +3,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::raw::{At, Section};
+use super::identities::locate;
+use super::raw::{At, Quote, Section};
 use super::upstreams::{credential_section, upstream_defaults, upstream_section};
 use super::values::{route_path, scope, upstream_url, values};
 use super::{Credential, Denials, Identity, Place, Route};
-use crate::policy::{Budget, OnExcess, PathStep, PolicySource, RoutePolicy, RuleSource, SourceError};
+use crate::policy::{Budget, OnExcess, PathStep, PolicySource, Roles, RoutePolicy, RuleSource, SourceError};
 
 pub(super) fn routes(
     root: &Section<'_>,
     directory: &Path,
     identities: &[Arc<Identity>],
-    roles: &Arc<crate::policy::Roles>,
+    roles: Option<&Arc<Roles>>,
 ) -> Vec<Option<Route>> {
     let mut paths: Vec<(String, String)> = Vec::new();
     root.named("routes", "MCP endpoints.", |name, _, section| {
@@ -40,7 +41,7 @@ fn route(
     section: &Section<'_>,
     directory: &Path,
     identities: &[Arc<Identity>],
-    roles: &Arc<crate::policy::Roles>,
+    roles: Option<&Arc<Roles>>,
 ) -> Option<Route> {
     section.require("path", "set it to the endpoint's path, such as /notes/mcp");
     section.require(
@@ -102,6 +103,7 @@ fn route(
     let upstream = section.text_or(
         "upstream",
         "The server behind: a URL, or a map with urls and more.",
+        Quote::Clear,
         |text| Ok(upstream_defaults(vec![upstream_url(text)?])),
         |upstream| upstream_section(upstream, directory),
     );
@@ -109,6 +111,7 @@ fn route(
         .text_or(
             "credential",
             "What the upstream gets instead of the caller's token; default none.",
+            Quote::Never,
             |text| {
                 if text == "none" {
                     Ok(Credential::None)
@@ -167,11 +170,10 @@ fn route(
     })
 }
 
-fn policy(section: &Section<'_>, roles: &Arc<crate::policy::Roles>) -> Option<RoutePolicy> {
+fn policy(section: &Section<'_>, roles: Option<&Arc<Roles>>) -> Option<RoutePolicy> {
     let scopes = section.parsed_list("scopes", "Scopes needed for anything on the route.", scope);
-    let mut places = Vec::new();
     let (tools, budget) = section.section("tools", "Which tools callers see and call.", |tools| {
-        let rules = rules(tools, "tools", &mut places);
+        let rules = rules(tools);
         let max = tools.count("max", "Most tools a caller is shown, counted after the rules.");
         let pin = tools.texts("pin", "Tools that survive the cut first.");
         let on_excess = tools.choice(
@@ -192,10 +194,10 @@ fn policy(section: &Section<'_>, roles: &Arc<crate::policy::Roles>) -> Option<Ro
     let resources = section.section(
         "resources",
         "Which resources callers see and read; globs over URIs.",
-        |section| rules(section, "resources", &mut places),
+        |section| rules(section),
     );
     let prompts = section.section("prompts", "Which prompts callers see and get.", |section| {
-        rules(section, "prompts", &mut places)
+        rules(section)
     });
     let methods = section.texts("methods", "Extension methods let through on a route with rules.");
     let source = PolicySource {
@@ -206,25 +208,26 @@ fn policy(section: &Section<'_>, roles: &Arc<crate::policy::Roles>) -> Option<Ro
         methods: values(methods),
         budget,
     };
-    match RoutePolicy::compile(source, roles) {
+    match RoutePolicy::compile(source, roles.unwrap_or(&Arc::default())) {
         Ok(policy) => Some(policy),
-        Err(errors) => {
+        Err(mut errors) => {
+            if roles.is_none() {
+                // Without roles a rule reads as everyone's: only what doesn't depend on them is told.
+                errors.retain(|error| error.path.last() == Some(&PathStep::Key("when")));
+            }
             for error in errors {
-                let (place, key) = rule_place(section, &places, &error);
-                section.error_in(&At { value: (), place, key }, error.message, "");
+                let (place, key) = policy_place(section, &error);
+                // What follows the first line draws the expression: a diagnostic is one line.
+                let what = error.message.lines().next().unwrap_or_default();
+                section.error_in(&At { value: (), place, key }, what, "");
             }
             None
         }
     }
 }
 
-/// Where each rule of a list stands.
-type RulePlaces = Vec<(&'static str, Vec<Place>)>;
-
-fn rules(section: &Section<'_>, list: &'static str, places: &mut RulePlaces) -> Option<Vec<RuleSource>> {
-    let mut mine = Vec::new();
+fn rules(section: &Section<'_>) -> Option<Vec<RuleSource>> {
     let rules = section.list("rules", "Deny beats allow; what no rule allows is denied.", |rule| {
-        mine.push(rule.place);
         let globs = |key, about: &str| {
             let globs = rule.parsed_list(key, about, |text| match text.len() {
                 0 => Err("a pattern is not empty".to_owned()),
@@ -250,24 +253,15 @@ fn rules(section: &Section<'_>, list: &'static str, places: &mut RulePlaces) -> 
         }
         source
     });
-    places.push((list, mine));
     rules.filter(|rules| rules.iter().all(|rule| rule.allow.is_empty() != rule.deny.is_empty()))
 }
 
-fn rule_place(section: &Section<'_>, places: &RulePlaces, error: &SourceError) -> (Place, String) {
-    let mut key = section.key.clone();
-    for step in &error.path {
-        match step {
-            PathStep::Key(name) => key.push_str(&format!(".{name}")),
-            PathStep::Index(index) => key.push_str(&format!("[{index}]")),
-        }
-    }
-    let place = match &error.path[..] {
-        [PathStep::Key(list), _, PathStep::Index(index), ..] => places
-            .iter()
-            .find(|(name, _)| name == list)
-            .and_then(|(_, rules)| rules.get(*index).copied()),
-        _ => None,
+/// Where a policy's error stands: below the route, along the error's path.
+fn policy_place(section: &Section<'_>, error: &SourceError) -> (Place, String) {
+    let Some((PathStep::Key(first), rest)) = error.path.split_first() else {
+        return (section.place, section.key.clone());
     };
-    (place.unwrap_or(section.place), key)
+    let node = section.find(first);
+    let (place, key) = locate(node, &format!("{}.{first}", section.key), rest);
+    (node.map_or(section.place, |_| place), key)
 }

@@ -310,7 +310,7 @@ fn bad_sections_are_refused() {
             "roles.x[1].all[0]",
             "colour",
         ),
-        ("roles: {x: [{any: []}]}", "roles.x", "{all: [..]}"),
+        ("roles: {x: [{any: []}]}", "roles.x[0]", "{all: [..]}"),
         ("roles: {x: ['claim:department']}", "roles.x[0]", "claim:PATH=VALUE"),
         ("roles: [x]", "roles", "map of roles"),
         ("x: &a 1", "x", "anchors"),

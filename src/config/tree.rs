@@ -4,6 +4,8 @@
 //! 2. `${env:NAME}` and `${file:PATH}` are replaced in values, once, and what came from there is never quoted back.
 //! 3. Depth is bounded at 32, size at 1 MiB.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
@@ -11,7 +13,7 @@ use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 use super::diagnostic::{Diagnostic, Place};
 
 const MAX_DEPTH: usize = 32;
-const MAX_SIZE: usize = 1024 * 1024;
+pub const MAX_SIZE: usize = 1024 * 1024;
 /// A secret file is a line or a short list.
 const MAX_FILE: u64 = 1024 * 1024;
 
@@ -278,13 +280,14 @@ fn resolve(reference: &str, sources: &Sources<'_>) -> Result<String, (String, St
                     "paths are relative to this file; check name and rights".to_owned(),
                 )
             };
-            let size = std::fs::metadata(&full)
-                .map_err(|error| failed(error.to_string()))?
-                .len();
-            if size > MAX_FILE {
+            let mut text = String::new();
+            // A device or pipe has no size to ask beforehand.
+            File::open(&full)
+                .and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text))
+                .map_err(|error| failed(error.to_string()))?;
+            if text.len() as u64 > MAX_FILE {
                 return Err(failed("it is over 1 MiB".to_owned()));
             }
-            let text = std::fs::read_to_string(&full).map_err(|error| failed(error.to_string()))?;
             // Editors end files with a line feed that is no part of a secret.
             Ok(text.trim_end_matches(['\r', '\n']).to_owned())
         }

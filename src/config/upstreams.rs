@@ -3,11 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use http::header::HeaderName;
 use url::Url;
 
 use super::raw::Section;
-use super::values::{forwarded, oauth_url, path, upstream_url, values};
+use super::values::{credential_header, forwarded, header_value, oauth_url, path, upstream_url, values};
 use super::{Balance, ClientAuth, Credential, Exchange, Health, HealthCheck, Transport, Upstream};
 
 pub(super) fn upstream_defaults(urls: Vec<Url>) -> Upstream {
@@ -129,14 +128,15 @@ pub(super) fn upstream_section(section: &Section<'_>, directory: &Path) -> Optio
 pub(super) fn credential_section(section: &Section<'_>, directory: &Path) -> Option<Credential> {
     let bearer = section
         .secret("bearer", "Sent as Authorization: Bearer.")
+        .inspect(|at| header_value(section, at))
         .map(|at| Credential::Bearer(at.value));
     let header = section.optional_section("header", "One header.", |header| {
         header.require("name", "name the header");
         header.require("value", "give its value");
-        let name = header.parsed("name", "The header's name.", |text| {
-            text.parse::<HeaderName>().map_err(|_| "use a header name".to_owned())
-        });
-        let value = header.secret("value", "The header's value.");
+        let name = header.unquoted("name", "The header's name.", credential_header);
+        let value = header
+            .secret("value", "The header's value.")
+            .inspect(|at| header_value(header, at));
         Some(Credential::Header {
             name: name?.value,
             value: value?.value,
@@ -145,14 +145,16 @@ pub(super) fn credential_section(section: &Section<'_>, directory: &Path) -> Opt
     let basic = section.optional_section("basic", "Sent as Authorization: Basic.", |basic| {
         basic.require("username", "give the user name");
         basic.require("password", "give the password");
-        let username = basic.parsed("username", "Without a colon.", |text| {
-            if text.contains(':') {
-                Err("a user name has no colon (RFC 7617)".to_owned())
+        let username = basic.unquoted("username", "Without a colon.", |text| {
+            if text.contains(|character: char| character == ':' || character.is_control()) {
+                Err("a user name has no colon and no control character (RFC 7617)".to_owned())
             } else {
                 Ok(text.to_owned())
             }
         });
-        let password = basic.secret("password", "The password.");
+        let password = basic
+            .secret("password", "The password.")
+            .inspect(|at| header_value(basic, at));
         Some(Credential::Basic {
             username: username?.value,
             password: password?.value,

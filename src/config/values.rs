@@ -9,6 +9,7 @@ use url::{Host, Url};
 
 use super::raw::{At, Section};
 use super::tree::{Node, Value};
+use crate::secret::Secret;
 
 pub(super) fn values<T>(list: Vec<At<T>>) -> Vec<T> {
     list.into_iter().map(|at| at.value).collect()
@@ -53,14 +54,15 @@ pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
 pub(super) fn public_url(text: &str) -> Result<String, String> {
     let remedy = || "use scheme and authority only, such as https://mcp.example.com".to_owned();
     let url = Url::parse(text).map_err(|_| remedy())?;
-    let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
-    if !bare || !matches!(url.scheme(), "http" | "https") {
+    // Tokens name it byte for byte, so that no other spelling of the same origin will do.
+    let origin = url.origin().ascii_serialization();
+    if !matches!(url.scheme(), "http" | "https") || text.strip_suffix('/').unwrap_or(text) != origin {
         return Err(remedy());
     }
     if url.scheme() == "http" && !is_loopback(&url) {
         return Err("clients must come over https off loopback".to_owned());
     }
-    Ok(text.trim_end_matches('/').to_owned())
+    Ok(origin)
 }
 
 /// r26: tokens and secrets go over TLS, save on loopback; link-local addresses are never asked.
@@ -173,6 +175,22 @@ pub(super) fn algorithm(text: &str) -> Result<Algorithm, String> {
             "use RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA, or HS256 with shared_secret".to_owned(),
         ),
     }
+}
+
+/// A file with a second line would otherwise pass `check` and stop `serve`.
+pub(super) fn header_value(section: &Section<'_>, at: &At<Secret>) {
+    if at.value.expose().contains(char::is_control) {
+        section.error_in(at, "the secret has a control character", "a header carries one line");
+    }
+}
+
+/// A credential in a header that frames the message would let two readers take it apart differently.
+pub(super) fn credential_header(text: &str) -> Result<HeaderName, String> {
+    let name: HeaderName = text.parse().map_err(|_| "use a header name".to_owned())?;
+    if !matches!(name.as_str(), "authorization" | "cookie") && forwarded(text).is_err() {
+        return Err("hop-by-hop headers and what the gate sets itself carry no credential".to_owned());
+    }
+    Ok(name)
 }
 
 /// What may be forwarded besides MCP's own headers.
