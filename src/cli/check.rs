@@ -1,5 +1,6 @@
 //! `portcullis check`: is this configuration any good?
 
+use std::io::{ErrorKind, Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -22,8 +23,15 @@ impl Check {
     /// Prints the verdict: data on stdout, complaints on stderr.
     pub fn run(self) -> ExitCode {
         if self.schema {
-            println!("{:#}", Config::schema());
-            return ExitCode::SUCCESS;
+            return match writeln!(stdout(), "{:#}", Config::schema()) {
+                Ok(()) => ExitCode::SUCCESS,
+                // A reader such as `head` has seen enough.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("cannot write the schema: {error}");
+                    ExitCode::FAILURE
+                }
+            };
         }
         let Some(file) = self.file else {
             return ExitCode::from(2);
