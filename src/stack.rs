@@ -90,7 +90,10 @@ pub fn stack(
         // Makes the permit that everything below demands.
         .layer(CheckLayer::new(PolicyCheck { clock: clock.clone() }))
         // A decision that can't be audited isn't carried out.
-        .layer(CheckLayer::new(AuditCheck { audit }))
+        .layer(CheckLayer::new(AuditCheck {
+            audit,
+            sealer: sealer.clone(),
+        }))
         // One credential leaves, and only with a permit.
         .layer(CheckLayer::new(CredentialCheck))
         .service(Forward::new(Shared {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::call::Form;
 use crate::edge::{Check, Journey, Rejection};
 use crate::policy::{Decision, Permitted};
+use crate::session::{Purpose, Sealer};
 use crate::telemetry::{Audit, AuditDecision, AuditLine, AuditSlot, Outcome};
 
 /// A call whose decisions are sure to be audited.
@@ -21,6 +22,8 @@ pub struct Audited {
 /// Takes a place in the audit log for every decision before anything is sent.
 pub struct AuditCheck {
     pub audit: Audit,
+    /// Arguments are told apart in the audit, but never told: only their HMAC under a subkey of the seal.
+    pub sealer: Arc<Sealer>,
 }
 
 impl Check<Permitted> for AuditCheck {
@@ -35,7 +38,14 @@ impl Check<Permitted> for AuditCheck {
         }
         for (member, decision) in permitted.decisions.iter().enumerate() {
             let slot = self.reserve().await?;
-            let ending = Ending::new(journey.clone(), Some(member), Some(decision.clone()), slot);
+            let mut ending = Ending::new(journey.clone(), Some(member), Some(decision.clone()), slot);
+            let arguments = journey
+                .call
+                .get()
+                .and_then(|call| call.messages.get(member)?.arguments.as_ref());
+            if let (Some(account), Some(arguments)) = (&mut ending.0, arguments) {
+                account.args_hmac = Some(self.sealer.hmac(Purpose::AuditArguments, arguments).into());
+            }
             if decision.is_allowed() {
                 endings.push(ending);
             } else {
@@ -63,6 +73,7 @@ struct Account {
     slot: AuditSlot,
     credential: Option<&'static str>,
     upstream: Option<Arc<str>>,
+    args_hmac: Option<Box<str>>,
 }
 
 impl std::fmt::Debug for Ending {
@@ -81,6 +92,7 @@ impl Ending {
             slot,
             credential: None,
             upstream: None,
+            args_hmac: None,
         })))
     }
 
@@ -122,6 +134,7 @@ impl Account {
         let mut line = line(&self.journey, self.member, self.decision.as_ref());
         line.credential = self.credential;
         line.upstream = self.upstream;
+        line.args_hmac = self.args_hmac;
         line.outcome = outcome.as_str();
         line.duration = duration;
         self.slot.write(line);

@@ -461,7 +461,8 @@ async fn r44_the_audit_has_a_line_a_decision_and_no_token() {
     let upstream = Upstream::tools(0).await;
     let gate = Gate::with_rules(&upstream).await;
     let token = gate.token(&["mcp.use", "notes.read"], &[]);
-    gate.modern(&token, "tools/call", json!({"name": "echo"})).await;
+    let words = json!({"name": "echo", "arguments": {"text": "a private matter"}});
+    gate.modern(&token, "tools/call", words).await;
     gate.modern(&token, "tools/call", json!({"name": "admin_reset"})).await;
     gate.modern("", "tools/call", json!({"name": "echo"})).await;
     let metrics = gate.running.metrics().render();
@@ -504,6 +505,8 @@ async fn r44_the_audit_has_a_line_a_decision_and_no_token() {
             (&null, &null, &json!("deny"), &null, &json!("denied")),
         ]
     );
+    assert!(lines[0]["args_hmac"].is_string() && lines[1]["args_hmac"].is_null());
+    assert!(!audit.contains("private"), "arguments are never told");
     for text in [&audit, &metrics] {
         for part in token.split('.') {
             assert!(!text.contains(&part[..16]), "not even a prefix of a token");
