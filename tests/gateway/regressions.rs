@@ -122,6 +122,16 @@ async fn r04_messages_belong_to_the_streams_person() {
         assert_eq!(upstream.seen().len(), before, "{name}: nothing refused is sent");
         assert_eq!(status(post("", &path)).await, bearerless, "{name}: no bearer");
         assert_eq!(status(post(&alice, &path)).await, 202, "{name}: one's own");
+        let before = upstream.seen().len();
+        gate.clock.set(gate.clock.now() + 700);
+        assert_eq!(
+            status(post("", &path)).await,
+            401,
+            "{name}: the stream's token has expired"
+        );
+        assert_eq!(status(post(&alice, &path)).await, 401, "{name}: and so has the bearer");
+        assert_eq!(upstream.seen().len(), before, "{name}: nothing refused is sent");
+        gate.clock.set(gate.clock.now() - 700);
         drop(stream);
         let closed = async { while status(post(&alice, &path)).await != 404 {} };
         tokio::time::timeout(Duration::from_secs(10), closed)
