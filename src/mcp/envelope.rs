@@ -221,8 +221,6 @@ fn fill(body: &Bytes, message: &mut Message, params: &RawValue) -> Result<(), En
             has_client_capabilities: meta
                 .get("io.modelcontextprotocol/clientCapabilities")
                 .is_some_and(|value| value.get().starts_with('{')),
-            has_progress_token: meta.get("progressToken").is_some(),
-            traceparent: meta.text("traceparent").map(Into::into),
         };
     }
     if &*message.method == "initialize" {
@@ -544,7 +542,7 @@ mod tests {
         assert_eq!(message.name.as_deref(), Some("a\nb"));
         assert_eq!(message.arguments.as_deref(), Some(&br#"{"x":1}"#[..]));
         assert_eq!(message.meta.protocol_version.as_deref(), Some("2026-07-28"));
-        assert!(message.meta.has_client_capabilities && message.meta.has_progress_token);
+        assert!(message.meta.has_client_capabilities);
         let message = single(
             r#"{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{"notifications":{"resourceSubscriptions":["a://b"]}}}"#,
         );

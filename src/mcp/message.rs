@@ -77,9 +77,6 @@ pub struct Meta {
     pub initialize_version: Option<Box<str>>,
     /// Whether `io.modelcontextprotocol/clientCapabilities` is there and an object.
     pub has_client_capabilities: bool,
-    pub has_progress_token: bool,
-    /// `traceparent`, when it is a string.
-    pub traceparent: Option<Box<str>>,
 }
 
 /// Which of the protocol's three shapes a request has.
