@@ -6,10 +6,11 @@
 //! 4. On an HTTP+SSE upstream the MCP endpoint takes only GET: the 405 has no JSON-RPC body, so that clients of later
 //!    revisions fall back (MCP 2025-11-25, "Backwards Compatibility").
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, Method, Request};
 use http_body::Body;
@@ -199,14 +200,36 @@ impl Intake {
         if announced.is_some_and(|length| length > limit as u64) {
             return Err(Rejection::BodyTooLarge { limit });
         }
-        let whole = tokio::time::timeout(self.body_timeout, Limited::new(body, limit).collect()).await;
+        let whole = tokio::time::timeout(self.body_timeout, whole(Limited::new(body, limit))).await;
         match whole {
-            Ok(Ok(collected)) => Ok(collected.to_bytes()),
+            Ok(Ok(body)) => Ok(body),
             Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Rejection::BodyTooLarge { limit }),
             Ok(Err(_)) => Err(Rejection::BodyBroken),
             Err(_) => Err(Rejection::BodyTimeout),
         }
     }
+}
+
+/// A body's bytes; those of a body that came in one piece, as most do, are not copied.
+async fn whole<B>(body: B) -> Result<Bytes, B::Error>
+where
+    B: Body<Data = Bytes>,
+{
+    let mut body = pin!(body);
+    let Some(first) = body.frame().await.transpose()? else {
+        return Ok(Bytes::new());
+    };
+    let first = first.into_data().unwrap_or_default();
+    if body.is_end_stream() {
+        return Ok(first);
+    }
+    let mut bytes = BytesMut::from(first);
+    while let Some(frame) = body.frame().await.transpose()? {
+        if let Ok(data) = frame.into_data() {
+            bytes.extend_from_slice(&data);
+        }
+    }
+    Ok(bytes.freeze())
 }
 
 /// Whether the body says it is plain JSON (RFC 8259 defines no charset parameter; `utf-8` is what clients send).

@@ -11,7 +11,7 @@ use http::Request;
 use crate::authn::RouteAuth;
 use crate::config;
 use crate::credential::CredentialSource;
-use crate::edge::{Check, Journey, Rejection};
+use crate::edge::{Arrival, Check, Journey, Rejection};
 use crate::telemetry::RouteMetrics;
 use crate::upstream::Upstream;
 
@@ -94,21 +94,17 @@ impl Router {
     }
 }
 
-impl<B: Send + 'static> Check<Request<B>> for Router {
+impl<B: Send + 'static> Check<Arrival<B>> for Router {
     type Passed = Routed<B>;
 
-    async fn check(&self, request: Request<B>) -> Result<Routed<B>, Rejection> {
+    async fn check(&self, arrival: Arrival<B>) -> Result<Routed<B>, Rejection> {
+        let Arrival { journey, request } = arrival;
         let (route, door) = self.find(request.uri().path()).ok_or(Rejection::NotFound)?;
-        let journey = request
-            .extensions()
-            .get::<Arc<Journey>>()
-            .cloned()
-            .unwrap_or_else(Journey::begin);
         let _ = journey.route.set(route.clone());
         Ok(Routed {
-            journey,
             route: route.clone(),
             door,
+            journey,
             request,
         })
     }

@@ -4,8 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
+use http::Response;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder};
 
@@ -17,6 +16,7 @@ use crate::edge::access::AccessLayer;
 use crate::edge::guard::{HostCheck, OriginLayer};
 use crate::edge::rescue::RescueLayer;
 use crate::edge::{Body, CheckLayer};
+use crate::listener::Incoming;
 use crate::metadata::WellKnownLayer;
 use crate::policy::PolicyCheck;
 use crate::reply::{AuditCheck, Forward, Shared};
@@ -45,10 +45,8 @@ pub struct Parts {
 /// Stacks the layers.
 pub fn stack(
     parts: Parts,
-) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
-+ Clone
-+ Send
-+ 'static {
+) -> impl Service<Incoming, Response = Response<Body>, Error = Infallible, Future: Send + 'static> + Clone + Send + 'static
+{
     let Parts {
         metrics,
         audit,

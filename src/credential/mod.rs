@@ -39,9 +39,9 @@ pub struct OutboundCredential {
 
 impl OutboundCredential {
     /// Puts the credential on a request, in place of whatever stood under that name.
-    pub fn apply(self, headers: &mut HeaderMap) {
-        if let Some((name, value)) = self.header {
-            headers.insert(name, value);
+    pub fn apply(&self, headers: &mut HeaderMap) {
+        if let Some((name, value)) = &self.header {
+            headers.insert(name, value.clone());
         }
     }
 }

@@ -15,16 +15,13 @@ use http::header::{
     ACCESS_CONTROL_REQUEST_METHOD, HOST, ORIGIN, VARY,
 };
 use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use futures_util::future::{Either, Ready, ready};
-use tower::{Layer, Service};
+use tower::Layer;
 
 use super::body::{Body, empty};
-use super::check::Check;
-use super::journey::Journey;
+use super::check::{Arrival, Check, Stage};
 use super::rejection::Rejection;
 use crate::mcp;
 
@@ -44,20 +41,26 @@ impl HostCheck {
     }
 
     fn accepts(&self, authority: &str) -> bool {
-        authority.parse::<Authority>().is_ok_and(|authority| {
-            !authority.as_str().contains('@')
-                && self
-                    .hosts
-                    .iter()
-                    .any(|host| host.eq_ignore_ascii_case(authority.host()))
-        })
+        // A parsed name costs an allocation; most requests name the host plainly, with or without a port of digits.
+        let (name, port) = authority.rsplit_once(':').unwrap_or((authority, ""));
+        if port.bytes().all(|byte| byte.is_ascii_digit()) && self.is_ours(name) {
+            return true;
+        }
+        authority
+            .parse::<Authority>()
+            .is_ok_and(|authority| !authority.as_str().contains('@') && self.is_ours(authority.host()))
+    }
+
+    fn is_ours(&self, name: &str) -> bool {
+        self.hosts.iter().any(|host| host.eq_ignore_ascii_case(name))
     }
 }
 
-impl<B: Send + 'static> Check<Request<B>> for HostCheck {
-    type Passed = Request<B>;
+impl<B: Send + 'static> Check<Arrival<B>> for HostCheck {
+    type Passed = Arrival<B>;
 
-    async fn check(&self, request: Request<B>) -> Result<Request<B>, Rejection> {
+    async fn check(&self, arrival: Arrival<B>) -> Result<Arrival<B>, Rejection> {
+        let request = &arrival.request;
         if let Some(name) = mcp::repeated(request.headers()) {
             return Err(Rejection::RepeatedHeader(name));
         }
@@ -70,7 +73,7 @@ impl<B: Send + 'static> Check<Request<B>> for HostCheck {
             (None, None) => None,
         };
         match named {
-            Some(host) if self.accepts(host) => Ok(request),
+            Some(host) if self.accepts(host) => Ok(arrival),
             _ => Err(Rejection::Misdirected),
         }
     }
@@ -102,46 +105,38 @@ impl<S> Layer<S> for OriginLayer {
     }
 }
 
-/// The service of [`OriginLayer`].
-#[derive(Clone, Debug)]
+/// The stage of [`OriginLayer`].
+#[derive(Debug)]
 pub struct OriginGuard<S> {
     origins: Arc<[String]>,
     inner: S,
 }
 
-impl<S, B> Service<Request<B>> for OriginGuard<S>
+impl<S, B> Stage<Arrival<B>> for OriginGuard<S>
 where
-    S: Service<Request<B>, Response = Response<Body>, Error = Rejection>,
+    S: Stage<Arrival<B>, Error = Rejection>,
+    B: Send + 'static,
 {
-    type Response = Response<Body>;
     type Error = Rejection;
-    type Future = Either<Ready<Result<Self::Response, Rejection>>, S::Future>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let headers = request.headers();
-        let Some(origin) = headers.get(ORIGIN) else {
-            return Either::Right(self.inner.call(request));
-        };
-        let allowed = headers.get_all(ORIGIN).iter().count() == 1
-            && self
-                .origins
-                .iter()
-                .any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin.as_bytes()));
-        if !allowed {
-            return Either::Left(ready(Err(Rejection::ForbiddenOrigin)));
-        }
-        if let Some(journey) = request.extensions().get::<Arc<Journey>>() {
+    async fn serve(&self, arrival: Arrival<B>) -> Result<Response<Body>, Rejection> {
+        let headers = arrival.request.headers();
+        if let Some(origin) = headers.get(ORIGIN) {
+            let allowed = headers.get_all(ORIGIN).iter().count() == 1
+                && self
+                    .origins
+                    .iter()
+                    .any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin.as_bytes()));
+            if !allowed {
+                return Err(Rejection::ForbiddenOrigin);
+            }
             // Refusals further in must be readable by the page too, so the CORS headers are added where all end.
-            let _ = journey.origin.set(origin.clone());
+            let _ = arrival.journey.origin.set(origin.clone());
+            if arrival.request.method() == Method::OPTIONS && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD) {
+                return Ok(preflight(headers));
+            }
         }
-        if request.method() == Method::OPTIONS && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD) {
-            return Either::Left(ready(Ok(preflight(headers))));
-        }
-        Either::Right(self.inner.call(request))
+        self.inner.serve(arrival).await
     }
 }
 
@@ -172,15 +167,38 @@ fn preflight(asked: &HeaderMap) -> Response<Body> {
 
 #[cfg(test)]
 mod tests {
+    use http::Request;
+
     use super::*;
-    use tower_test::mock;
+    use crate::edge::Journey;
+    use crate::listener::ConnectionInfo;
 
-    type Mock = mock::Mock<Request<()>, Response<Body>>;
+    /// Answers every request, and says so by its status.
+    struct Reached;
 
-    /// The mock's errors are no rejections; no test here lets it fail.
-    fn guarded(inner: Mock) -> OriginGuard<impl Service<Request<()>, Response = Response<Body>, Error = Rejection>> {
-        let inner = tower::util::MapErr::new(inner, |_| Rejection::Panic);
-        OriginLayer::new(["https://app.example".to_owned()]).layer(inner)
+    impl Stage<Arrival<()>> for Reached {
+        type Error = Rejection;
+
+        async fn serve(&self, _: Arrival<()>) -> Result<Response<Body>, Rejection> {
+            let mut response = Response::new(empty());
+            *response.status_mut() = StatusCode::IM_A_TEAPOT;
+            Ok(response)
+        }
+    }
+
+    fn guarded() -> OriginGuard<Reached> {
+        OriginLayer::new(["https://app.example".to_owned()]).layer(Reached)
+    }
+
+    fn arrival(request: Request<()>) -> Arrival<()> {
+        let connection = ConnectionInfo {
+            peer: ([127, 0, 0, 1], 1).into(),
+            tls: false,
+        };
+        Arrival {
+            journey: Journey::begin(connection),
+            request,
+        }
     }
 
     fn request(method: Method, headers: &[(&'static str, &'static str)]) -> Request<()> {
@@ -189,27 +207,16 @@ mod tests {
         for (name, value) in headers {
             request.headers_mut().append(*name, HeaderValue::from_static(value));
         }
-        request.extensions_mut().insert(Journey::begin());
         request
     }
 
-    /// The origin that the inner service finds noted.
+    /// The origin that is noted on the way in.
     async fn through(request: Request<()>) -> Option<HeaderValue> {
-        let (inner, mut handle) = mock::pair();
-        let mut guard = guarded(inner);
-        handle.allow(1);
-        std::future::poll_fn(|cx| guard.poll_ready(cx)).await.expect("ready");
-        let serving = async {
-            let (request, reply) = handle.next_request().await.expect("the request passes");
-            reply.send_response(Response::new(empty()));
-            request
-                .extensions()
-                .get::<Arc<Journey>>()
-                .and_then(|journey| journey.origin.get().cloned())
-        };
-        let (answer, origin) = tokio::join!(guard.call(request), serving);
-        answer.expect("an answer");
-        origin
+        let arrival = arrival(request);
+        let journey = arrival.journey.clone();
+        let answer = guarded().serve(arrival).await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::IM_A_TEAPOT);
+        journey.origin.get().cloned()
     }
 
     #[tokio::test]
@@ -232,11 +239,7 @@ mod tests {
             &[("origin", "https://app.example"), ("origin", "https://evil.example")],
         ] {
             for method in [Method::POST, Method::OPTIONS] {
-                let (inner, mut handle) = mock::pair();
-                let mut guard = guarded(inner);
-                handle.allow(1);
-                std::future::poll_fn(|cx| guard.poll_ready(cx)).await.expect("ready");
-                let refused = guard.call(request(method, headers)).await;
+                let refused = guarded().serve(arrival(request(method, headers))).await;
                 assert!(matches!(refused, Err(Rejection::ForbiddenOrigin)), "{headers:?}");
             }
         }
@@ -244,10 +247,6 @@ mod tests {
 
     #[tokio::test]
     async fn preflights_are_answered_here() {
-        let (inner, mut handle) = mock::pair();
-        let mut guard = guarded(inner);
-        handle.allow(1);
-        std::future::poll_fn(|cx| guard.poll_ready(cx)).await.expect("ready");
         let asked = request(
             Method::OPTIONS,
             &[
@@ -256,7 +255,7 @@ mod tests {
                 ("access-control-request-headers", "authorization, mcp-method"),
             ],
         );
-        let answer = guard.call(asked).await.expect("an answer");
+        let answer = guarded().serve(arrival(asked)).await.expect("an answer");
         assert_eq!(answer.status(), StatusCode::NO_CONTENT);
         assert_eq!(
             answer.headers()[ACCESS_CONTROL_ALLOW_HEADERS],
@@ -288,7 +287,7 @@ mod tests {
             if let Some(host) = host {
                 request.headers_mut().insert(HOST, HeaderValue::from_static(host));
             }
-            assert_eq!(check.check(request).await.is_ok(), served, "{target} {host:?}");
+            assert_eq!(check.check(arrival(request)).await.is_ok(), served, "{target} {host:?}");
         }
     }
 }

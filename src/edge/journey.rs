@@ -3,13 +3,15 @@
 //! Every stage that learns something writes it here once; [`super::rescue`], the access log and the audit read it when
 //! the request ends, however far it came. One allocation a request.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Instant;
 
 use aws_lc_rs::rand;
 use http::header::HeaderValue;
 
 use crate::authn::Principal;
+use crate::listener::ConnectionInfo;
 use crate::mcp::{Era, Id, Message};
 use crate::route::Route;
 use crate::session::StreamHandle;
@@ -20,6 +22,8 @@ pub struct Journey {
     /// Unique; also in the `x-request-id` response header.
     pub request_id: RequestId,
     pub started: Instant,
+    /// What it came over.
+    pub connection: ConnectionInfo,
     /// The browser origin that may read the response.
     pub origin: OnceLock<HeaderValue>,
     pub route: OnceLock<Arc<Route>>,
@@ -40,9 +44,10 @@ pub struct CallNotes {
 
 impl Journey {
     /// A journey that starts now.
-    pub fn begin() -> Arc<Self> {
+    pub fn begin(connection: ConnectionInfo) -> Arc<Self> {
         Arc::new(Self {
-            request_id: RequestId::random(),
+            connection,
+            request_id: RequestId::next(),
             started: Instant::now(),
             origin: OnceLock::new(),
             route: OnceLock::new(),
@@ -61,16 +66,25 @@ impl Journey {
     }
 }
 
-/// A random request id: 128 bits as 32 lower-case hex digits.
+/// A request id: 128 bits as 32 lower-case hex digits. Unique, but no secret: the first half is the process's, drawn at
+/// random, and the second counts, since drawing each would cost as much as deciding over the request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct RequestId([u8; 32]);
 
 impl RequestId {
-    fn random() -> Self {
-        let mut bytes = [0_u8; 16];
-        rand::fill(&mut bytes).expect("the system's random source works");
+    fn next() -> Self {
+        static PROCESS: LazyLock<[u8; 16]> = LazyLock::new(|| {
+            let mut bytes = [0; 16];
+            rand::fill(&mut bytes).expect("the system's random source works");
+            bytes
+        });
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let (process, start) = PROCESS.split_at(8);
+        // From a random start, so that an id doesn't tell how busy the gate is.
+        let start = u64::from_be_bytes(start.try_into().expect("eight of 16 bytes"));
+        let count = start.wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed)).to_be_bytes();
         let mut text = [0_u8; 32];
-        for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
+        for (pair, byte) in text.chunks_exact_mut(2).zip(process.iter().chain(&count)) {
             pair[0] = b"0123456789abcdef"[usize::from(byte >> 4)];
             pair[1] = b"0123456789abcdef"[usize::from(byte & 15)];
         }

@@ -13,6 +13,6 @@ pub mod rejection;
 pub mod rescue;
 
 pub use body::{Body, BodyError, empty, full};
-pub use check::{Check, CheckLayer};
+pub use check::{Arrival, Check, CheckLayer, Stage};
 pub use journey::{CallNotes, Journey};
 pub use rejection::Rejection;

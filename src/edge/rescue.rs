@@ -8,17 +8,15 @@
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
-use tower::{Layer, Service};
+use tower::Layer;
 
 use super::body::{Body, empty, full};
+use super::check::{Arrival, Stage};
 use super::guard::expose;
 use super::journey::{CallNotes, Journey};
 use super::rejection::{Refused, Rejection};
@@ -55,47 +53,35 @@ impl<S> Layer<S> for RescueLayer {
     }
 }
 
-/// The service of [`RescueLayer`].
-#[derive(Clone)]
+/// The stage of [`RescueLayer`].
 pub struct Rescue<S> {
     audit: Audit,
     inner: S,
 }
 
-impl<S, B> Service<Request<B>> for Rescue<S>
+impl<S, B> Stage<Arrival<B>> for Rescue<S>
 where
-    S: Service<Request<B>, Response = Response<Body>, Error = Rejection>,
-    S::Future: Send + 'static,
+    S: Stage<Arrival<B>, Error = Rejection>,
+    B: Send + 'static,
 {
-    type Response = Response<Body>;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // The services below are always ready; a refusal here would have no journey to speak of.
-        self.inner.poll_ready(cx).map(|_| Ok(()))
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let journey = request.extensions().get::<Arc<Journey>>().cloned();
-        let audit = self.audit.clone();
+    async fn serve(&self, arrival: Arrival<B>) -> Result<Response<Body>, Infallible> {
+        let journey = arrival.journey.clone();
         // A panic in one request is that request's failure, not the connection's.
-        let call = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
-        Box::pin(async move {
-            let journey = journey.unwrap_or_else(Journey::begin);
-            let mut response = match call.await {
-                Ok(Ok(response)) => response,
-                Ok(Err(rejection)) => {
-                    record(&audit, &journey, &rejection).await;
-                    answer(&rejection, &journey)
-                }
-                Err(_) => answer(&Rejection::Panic, &journey),
-            };
-            if let Some(origin) = journey.origin.get() {
-                expose(response.headers_mut(), origin.clone());
+        let call = AssertUnwindSafe(self.inner.serve(arrival)).catch_unwind();
+        let mut response = match call.await {
+            Ok(Ok(response)) => response,
+            Ok(Err(rejection)) => {
+                record(&self.audit, &journey, &rejection).await;
+                answer(&rejection, &journey)
             }
-            Ok(response)
-        })
+            Err(_) => answer(&Rejection::Panic, &journey),
+        };
+        if let Some(origin) = journey.origin.get() {
+            expose(response.headers_mut(), origin.clone());
+        }
+        Ok(response)
     }
 }
 
@@ -110,7 +96,7 @@ async fn record(audit: &Audit, journey: &Journey, rejection: &Rejection) {
                     let mut line = reply::line(journey, Some(member), Some(decision));
                     line.outcome = Outcome::Denied.as_str();
                     line.duration = elapsed;
-                    slot.write(line);
+                    slot.write(&line);
                 }
             }
             return;
@@ -139,7 +125,7 @@ async fn record(audit: &Audit, journey: &Journey, rejection: &Rejection) {
         line.reason = reason;
         line.outcome = Outcome::Denied.as_str();
         line.duration = journey.started.elapsed();
-        slot.write(line);
+        slot.write(&line);
     }
 }
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -62,8 +62,15 @@ fn remedy(cause: &io::Error) -> &'static str {
     }
 }
 
-/// Where a request came in; in its extensions.
-#[derive(Clone, Copy, Debug)]
+/// A request and what it came over.
+#[derive(Debug)]
+pub struct Incoming {
+    pub connection: ConnectionInfo,
+    pub request: Request<body::Incoming>,
+}
+
+/// A connection, as its requests need to know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionInfo {
     /// The other end of the connection: the client, or the last proxy before us.
     pub peer: SocketAddr,
@@ -107,7 +114,7 @@ impl Listener {
     /// Serves until `shutdown`, then drains for at most `grace`.
     pub async fn serve<S>(self, service: S, shutdown: CancellationToken, grace: Duration)
     where
-        S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+        S: Service<Incoming, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send + 'static,
     {
         let places = Arc::new(Semaphore::new(self.limits.connections));
@@ -174,7 +181,7 @@ struct Connection<S> {
 
 impl<S> Connection<S>
 where
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Incoming, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
 {
     async fn run(mut self, socket: TcpStream) {
@@ -190,9 +197,9 @@ where
     }
 
     async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: I, info: ConnectionInfo) {
-        let service = self.service.map_request(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(info);
-            request
+        let service = self.service.map_request(move |request| Incoming {
+            connection: info,
+            request,
         });
         let (stream, count) = begun::Begun::new(stream);
         let connection = self
@@ -231,7 +238,7 @@ fn protocol(limits: &ListenLimits) -> auto::Builder<TokioExecutor> {
 
 /// Reads what is left of a refused request's body, bounded: closing on unread bytes would reset the connection before
 /// the client has read the refusal (RFC 9112 section 9.6).
-pub fn drain(mut body: Incoming) {
+pub fn drain(mut body: body::Incoming) {
     let Ok(runtime) = tokio::runtime::Handle::try_current() else {
         return;
     };

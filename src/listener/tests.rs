@@ -55,14 +55,14 @@ struct Serving {
 }
 
 /// Serves, with `answer` deciding over each request.
-async fn serve<F>(listen: Listen, grace: Duration, answer: fn(Request<Incoming>) -> F) -> Serving
+async fn serve<F>(listen: Listen, grace: Duration, answer: fn(Incoming) -> F) -> Serving
 where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let listener = Listener::bind(&listen).await.expect("a free port");
     let stop = CancellationToken::new();
-    let service = tower::service_fn(move |request| {
-        let answered = answer(request);
+    let service = tower::service_fn(move |incoming| {
+        let answered = answer(incoming);
         async move { Ok::<_, Infallible>(answered.await) }
     });
     Serving {
@@ -72,20 +72,17 @@ where
     }
 }
 
-async fn whence(request: Request<Incoming>) -> Response<Body> {
-    let info = request
-        .extensions()
-        .get::<ConnectionInfo>()
-        .expect("every request has it");
+async fn whence(incoming: Incoming) -> Response<Body> {
+    let info = incoming.connection;
     Response::new(edge::full(format!("{} {}", info.peer, info.tls)))
 }
 
-async fn never(_: Request<Incoming>) -> Response<Body> {
+async fn never(_: Incoming) -> Response<Body> {
     std::future::pending().await
 }
 
-async fn refuse(request: Request<Incoming>) -> Response<Body> {
-    drain(request.into_body());
+async fn refuse(incoming: Incoming) -> Response<Body> {
+    drain(incoming.request.into_body());
     let mut response = Response::new(edge::empty());
     *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
     response
@@ -145,7 +142,7 @@ async fn silent_and_slow_peers_are_closed_in_every_phase() {
 
 #[tokio::test]
 async fn a_call_outlasts_the_header_timeout() {
-    async fn slow(_: Request<Incoming>) -> Response<Body> {
+    async fn slow(_: Incoming) -> Response<Body> {
         tokio::time::sleep(SOON * 4).await;
         Response::new(edge::full("late"))
     }

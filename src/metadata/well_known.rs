@@ -4,21 +4,18 @@
 //! `/.well-known/` that is nobody's goes on, and ends as any unknown path does.
 
 use std::collections::HashMap;
-use std::future::{Ready, ready};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::future::Either;
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE,
     ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE,
 };
-use http::{HeaderValue, Method, Request, Response, StatusCode};
-use tower::{Layer, Service};
+use http::{HeaderValue, Method, Response, StatusCode};
+use tower::Layer;
 
 use super::protected_resource::{ProtectedResource, well_known_path};
-use crate::edge::{Body, empty, full};
+use crate::edge::{Arrival, Body, Stage, empty, full};
 
 /// Long enough to spare a round trip, short enough that a reload is seen.
 const MAX_AGE: &str = "public, max-age=300";
@@ -108,29 +105,25 @@ impl<S> Layer<S> for WellKnownLayer {
     }
 }
 
-/// See [`WellKnownLayer`].
-#[derive(Clone, Debug)]
+/// The stage of [`WellKnownLayer`].
+#[derive(Debug)]
 pub struct WellKnownService<S> {
     documents: Arc<WellKnown>,
     inner: S,
 }
 
-impl<S, B> Service<Request<B>> for WellKnownService<S>
+impl<S, B> Stage<Arrival<B>> for WellKnownService<S>
 where
-    S: Service<Request<B>, Response = Response<Body>>,
+    S: Stage<Arrival<B>>,
+    B: Send + 'static,
 {
-    type Response = Response<Body>;
     type Error = S::Error;
-    type Future = Either<Ready<Result<Response<Body>, S::Error>>, S::Future>;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    async fn serve(&self, arrival: Arrival<B>) -> Result<Response<Body>, S::Error> {
+        let request = &arrival.request;
         match self.documents.answer(request.method(), request.uri().path()) {
-            Some(response) => Either::Left(ready(Ok(response))),
-            None => Either::Right(self.inner.call(request)),
+            Some(response) => Ok(response),
+            None => self.inner.serve(arrival).await,
         }
     }
 }
@@ -139,10 +132,25 @@ where
 mod tests {
     use std::convert::Infallible;
 
+    use http::Request;
     use http_body_util::BodyExt;
-    use tower::{ServiceExt, service_fn};
 
     use super::*;
+    use crate::edge::Journey;
+    use crate::listener::ConnectionInfo;
+
+    /// What is asked where no document is.
+    struct Beyond;
+
+    impl Stage<Arrival<()>> for Beyond {
+        type Error = Infallible;
+
+        async fn serve(&self, _: Arrival<()>) -> Result<Response<Body>, Infallible> {
+            let mut response = Response::new(empty());
+            *response.status_mut() = StatusCode::IM_A_TEAPOT;
+            Ok(response)
+        }
+    }
 
     const NOTES: &str = "/.well-known/oauth-protected-resource/notes/mcp";
     const ROOT: &str = "/.well-known/oauth-protected-resource";
@@ -162,14 +170,17 @@ mod tests {
         let routes = paths
             .iter()
             .map(|(path, issued)| route(path, if *issued { &issuers } else { &[] }));
-        let inner = service_fn(|_: Request<()>| async {
-            let mut response = Response::new(empty());
-            *response.status_mut() = StatusCode::IM_A_TEAPOT;
-            Ok::<_, Infallible>(response)
-        });
-        let request = Request::builder().method(method).uri(path).body(()).unwrap();
-        let service = WellKnownLayer::new(Arc::new(WellKnown::new(routes))).layer(inner);
-        service.oneshot(request).await.unwrap()
+        let connection = ConnectionInfo {
+            peer: ([127, 0, 0, 1], 1).into(),
+            tls: false,
+        };
+        let arrival = Arrival {
+            journey: Journey::begin(connection),
+            request: Request::builder().method(method).uri(path).body(()).unwrap(),
+        };
+        let stage = WellKnownLayer::new(Arc::new(WellKnown::new(routes))).layer(Beyond);
+        let Ok(response) = stage.serve(arrival).await;
+        response
     }
 
     #[tokio::test]

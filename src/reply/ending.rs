@@ -44,7 +44,7 @@ impl Check<Permitted> for AuditCheck {
                 .get()
                 .and_then(|call| call.messages.get(member)?.arguments.as_ref());
             if let (Some(account), Some(arguments)) = (&mut ending.0, arguments) {
-                account.args_hmac = Some(self.sealer.hmac(Purpose::AuditArguments, arguments).into());
+                account.args_hmac = Some(self.sealer.hmac(Purpose::AuditArguments, arguments));
             }
             if decision.is_allowed() {
                 endings.push(ending);
@@ -73,7 +73,7 @@ struct Account {
     slot: AuditSlot,
     credential: Option<&'static str>,
     upstream: Option<Arc<str>>,
-    args_hmac: Option<Box<str>>,
+    args_hmac: Option<[u8; 32]>,
 }
 
 impl std::fmt::Debug for Ending {
@@ -133,11 +133,11 @@ impl Account {
         count(&self.journey, self.member, outcome, duration);
         let mut line = line(&self.journey, self.member, self.decision.as_ref());
         line.credential = self.credential;
-        line.upstream = self.upstream;
+        line.upstream = self.upstream.as_deref();
         line.args_hmac = self.args_hmac;
         line.outcome = outcome.as_str();
         line.duration = duration;
-        self.slot.write(line);
+        self.slot.write(&line);
     }
 }
 
@@ -153,27 +153,24 @@ pub fn count(journey: &Journey, member: Option<usize>, outcome: Outcome, duratio
 }
 
 /// What the audit says of a request, refused or served.
-pub fn line(journey: &Journey, member: Option<usize>, decision: Option<&Decision>) -> AuditLine {
+pub fn line<'a>(journey: &'a Journey, member: Option<usize>, decision: Option<&Decision>) -> AuditLine<'a> {
     let principal = journey.principal.get();
     let message = member.and_then(|member| journey.call.get()?.messages.get(member));
     AuditLine {
         time: jiff::Timestamp::now(),
-        request_id: journey.request_id.as_str().into(),
-        issuer: principal.map(|principal| principal.issuer.as_str().into()),
-        subject: principal.map(|principal| principal.subject.as_str().into()),
-        client: principal.and_then(|principal| Some(principal.client.as_deref()?.into())),
-        route: journey
-            .route
-            .get()
-            .map_or_else(|| "".into(), |route| route.config.name.clone()),
-        method: message.map_or_else(|| "".into(), |message| message.method.clone()),
-        tool: message.and_then(|message| message.name.clone().or_else(|| message.uri.clone())),
+        request_id: journey.request_id.as_str(),
+        issuer: principal.map(|principal| principal.issuer.as_str()),
+        subject: principal.map(|principal| principal.subject.as_str()),
+        client: principal.and_then(|principal| principal.client.as_deref()),
+        route: journey.route.get().map_or("", |route| route.name()),
+        method: message.map_or("", |message| &message.method),
+        tool: message.and_then(|message| message.name.as_deref().or(message.uri.as_deref())),
         decision: if decision.is_none_or(Decision::is_allowed) {
             AuditDecision::Allow
         } else {
             AuditDecision::Deny
         },
-        rule: decision.and_then(|decision| Some(decision.rule()?.to_string().into())),
+        rule: decision.and_then(Decision::rule),
         reason: decision.map_or("", Decision::reason),
         credential: None,
         upstream: None,

@@ -1,4 +1,4 @@
-//! The last service of the stack: sends a permitted, funded call and brings its reply back.
+//! The last stage of the stack: sends a permitted, funded call and brings its reply back.
 //!
 //! 1. What was permitted is sent and nothing else: a batch loses its refused members, and its answer gains theirs (r50).
 //! 2. A reply that nobody has to rewrite is forwarded as it comes; lists are filtered; a budgeted list is gathered.
@@ -8,17 +8,14 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use http_body::Body as _;
 use tokio_util::sync::CancellationToken;
-use tower::Service;
 
 use super::ending::{Audited, Ending};
 use super::events::{self, MAX_EVENT, Relay, Standing, View};
@@ -30,7 +27,7 @@ use crate::clock::Clock;
 use crate::config::{Balance, Transport};
 use crate::credential::{Funded, OutboundCredential};
 use crate::edge::rescue::refusal;
-use crate::edge::{Body, Rejection, full};
+use crate::edge::{Body, Rejection, Stage, full};
 use crate::mcp::sse::Decoder;
 use crate::mcp::{self, Era, Message, Payload};
 use crate::policy::{Decision, Permit, Permitted};
@@ -52,29 +49,21 @@ pub struct Shared {
     pub closing: CancellationToken,
 }
 
-/// The service.
-#[derive(Clone)]
-pub struct Forward(Arc<Shared>);
+/// The last stage.
+pub struct Forward(Shared);
 
 impl Forward {
-    /// A service over these.
+    /// A stage over these.
     pub fn new(shared: Shared) -> Self {
-        Self(Arc::new(shared))
+        Self(shared)
     }
 }
 
-impl Service<Funded> for Forward {
-    type Response = Response<Body>;
+impl Stage<Funded> for Forward {
     type Error = Rejection;
-    type Future = BoxFuture<'static, Result<Response<Body>, Rejection>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Rejection>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, funded: Funded) -> Self::Future {
-        let shared = self.0.clone();
-        Box::pin(async move { shared.forward(funded).await })
+    async fn serve(&self, funded: Funded) -> Result<Response<Body>, Rejection> {
+        self.0.forward(funded).await
     }
 }
 
@@ -119,11 +108,11 @@ impl Sending<'_> {
             .upstream
             .send(
                 self.permit,
-                self.credential.clone(),
+                &self.credential,
                 Outbound {
-                    method: self.method.clone(),
-                    target: self.target.clone(),
-                    headers: self.headers.clone(),
+                    method: &self.method,
+                    target: self.target.as_ref(),
+                    headers: &self.headers,
                     body,
                     endpoint,
                     sticky: self.sticky(),
@@ -369,7 +358,8 @@ impl Shared {
         if !refused.is_empty() {
             return Ok(array(&refused, Some(&bytes)));
         }
-        parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
+        // hyper counts what is sent, and knows it of a whole body.
+        parts.headers.remove(CONTENT_LENGTH);
         Ok(Response::from_parts(parts, full(bytes)))
     }
 

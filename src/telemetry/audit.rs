@@ -8,20 +8,23 @@
 //! 4. The backlog is bounded at 8,192 lines and what requests already let in may add: a long call holds no place while
 //!    it lasts, or a few thousand standing streams would stall everyone else.
 
+use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Serialize, Serializer};
 use tokio::sync::{Notify, oneshot};
 
 use super::metrics::Metrics;
 use crate::config::{self, AuditSink, OnAuditFailure};
+use crate::policy::RuleName;
 
 /// Lines that may wait for the sink before requests do.
 const BACKLOG: usize = 8192;
@@ -29,8 +32,8 @@ const BACKLOG: usize = 8192;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The writer gathers lines this long, so that a busy gateway wakes it hundreds of times a second and not thousands.
 const GATHER: Duration = Duration::from_millis(2);
-/// Bytes gathered into one write.
-const BATCH: usize = 64 * 1024;
+/// Bytes of memory that an idle queue keeps.
+const KEPT: usize = 256 * 1024;
 /// Between two tries to write what failed.
 const RETRY: Duration = Duration::from_millis(100);
 /// How long a shutdown waits for the sink.
@@ -54,56 +57,56 @@ pub enum AuditDecision {
     Deny,
 }
 
-/// One line of the audit log.
+/// One line of the audit log. It borrows: what is written is copied once, as text.
 #[derive(Clone, Debug, Serialize)]
-pub struct AuditLine {
+pub struct AuditLine<'a> {
     /// RFC 3339, in UTC.
     pub time: jiff::Timestamp,
     #[serde(serialize_with = "cut")]
-    pub request_id: Box<str>,
+    pub request_id: &'a str,
     #[serde(serialize_with = "cut_some", skip_serializing_if = "Option::is_none")]
-    pub issuer: Option<Box<str>>,
+    pub issuer: Option<&'a str>,
     #[serde(serialize_with = "cut_some", skip_serializing_if = "Option::is_none")]
-    pub subject: Option<Box<str>>,
+    pub subject: Option<&'a str>,
     #[serde(serialize_with = "cut_some", skip_serializing_if = "Option::is_none")]
-    pub client: Option<Box<str>>,
-    #[serde(serialize_with = "text_of")]
-    pub route: Arc<str>,
+    pub client: Option<&'a str>,
+    pub route: &'a str,
     #[serde(serialize_with = "cut")]
-    pub method: Box<str>,
+    pub method: &'a str,
     #[serde(serialize_with = "cut_some", skip_serializing_if = "Option::is_none")]
-    pub tool: Option<Box<str>>,
+    pub tool: Option<&'a str>,
     pub decision: AuditDecision,
-    /// The rule that decided, as the configuration names or numbers it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rule: Option<Box<str>>,
+    /// The rule that decided, as the configuration numbers it.
+    #[serde(serialize_with = "text_of", skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleName>,
     pub reason: &'static str,
     /// `OutboundCredential::kind`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credential: Option<&'static str>,
     /// A configured URL, without userinfo and query.
-    #[serde(serialize_with = "some_text_of", skip_serializing_if = "Option::is_none")]
-    pub upstream: Option<Arc<str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<&'a str>,
     /// As `mcp_requests_total` counts it.
     pub outcome: &'static str,
     #[serde(rename = "duration_ms", serialize_with = "milliseconds")]
     pub duration: Duration,
-    /// `Sealer::hmac` of the arguments, never the arguments.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub args_hmac: Option<Box<str>>,
+    /// `Sealer::hmac` of the arguments, never the arguments; base64url.
+    #[serde(serialize_with = "base64url", skip_serializing_if = "Option::is_none")]
+    pub args_hmac: Option<[u8; 32]>,
 }
 
 /// The way to the sink; clones share it.
 #[derive(Clone)]
 pub struct Audit(Arc<Shared>);
 
-struct Shared {
-    queue: Sender<Command>,
-    sink: Arc<SinkState>,
-}
+/// What every way to the sink holds; its drop tells the writer that nothing more will come.
+struct Shared(Arc<SinkState>);
 
-/// What requests must know of the writer.
+/// What requests and the writer share.
 struct SinkState {
+    queue: Mutex<Queue>,
+    /// Told when a sleeping writer has something to do.
+    filled: Condvar,
     /// Lines handed over and not yet written or given up.
     backlog: AtomicUsize,
     /// The last write failed, and the next try is still to come.
@@ -116,9 +119,14 @@ struct SinkState {
     metrics: Arc<Metrics>,
 }
 
-enum Command {
-    Line(Box<AuditLine>),
-    Flush(oneshot::Sender<()>),
+/// What the writer takes next: lines as text, so that handing one over costs a copy and no allocation.
+#[derive(Default)]
+struct Queue {
+    text: Vec<u8>,
+    lines: usize,
+    flushes: Vec<oneshot::Sender<()>>,
+    /// The writer waits for `filled`.
+    asleep: bool,
 }
 
 impl Audit {
@@ -146,6 +154,8 @@ impl Audit {
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
         let state = Arc::new(SinkState {
+            queue: Mutex::default(),
+            filled: Condvar::new(),
             backlog: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -153,17 +163,16 @@ impl Audit {
             on_failure,
             metrics,
         });
-        let (queue, commands) = channel();
         let writer = Writer {
             sink,
             state: Arc::clone(&state),
-            batch: Vec::with_capacity(BATCH),
+            batch: Vec::new(),
             torn: false,
         };
         std::thread::Builder::new()
             .name("audit".to_owned())
-            .spawn(move || writer.run(&commands))?;
-        Ok(Self(Arc::new(Shared { queue, sink: state })))
+            .spawn(move || writer.run())?;
+        Ok(Self(Arc::new(Shared(state))))
     }
 
     /// Waits until a line can be expected to reach the sink. Call it before the request is served.
@@ -171,7 +180,7 @@ impl Audit {
     /// # Errors
     /// [`AuditError::Stalled`] after one second, with `on_failure: refuse` only.
     pub async fn reserve(&self) -> Result<AuditSlot, AuditError> {
-        let sink = &self.0.sink;
+        let sink = &self.0.0;
         if sink.on_failure == OnAuditFailure::Refuse && !sink.takes_lines() {
             let room = async {
                 loop {
@@ -194,10 +203,9 @@ impl Audit {
     /// Returns when every line written so far has reached the sink or was given up; after five seconds in any case.
     pub async fn flush(&self) {
         let (done, flushed) = oneshot::channel();
-        if self.0.queue.send(Command::Flush(done)).is_ok() {
-            // Neither a late nor a missing answer can be helped when the process is about to end.
-            let _ = tokio::time::timeout(FLUSH, flushed).await;
-        }
+        self.0.0.hand_over(|queue| queue.flushes.push(done));
+        // Neither a late nor a missing answer can be helped when the process is about to end.
+        let _ = tokio::time::timeout(FLUSH, flushed).await;
     }
 }
 
@@ -206,28 +214,51 @@ impl Audit {
 pub struct AuditSlot(Arc<Shared>);
 
 impl AuditSlot {
-    /// Hands the line to the writer; never waits.
-    pub fn write(self, line: AuditLine) {
-        let sink = &self.0.sink;
+    /// Hands the line to the writer; never waits for the sink.
+    pub fn write(self, line: &AuditLine<'_>) {
+        thread_local! {
+            /// Lines become text here, so that the queue is locked for a copy only.
+            static TEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        let sink = &self.0.0;
         if sink.on_failure == OnAuditFailure::Drop && sink.backlog.load(Ordering::Relaxed) >= BACKLOG {
             return sink.metrics.audit_dropped(1);
         }
         sink.backlog.fetch_add(1, Ordering::Relaxed);
-        if self.0.queue.send(Command::Line(Box::new(line))).is_err() {
-            // The writer is gone, which only a panic of the sink can do: nothing may be served unrecorded.
-            sink.failed.store(true, Ordering::Release);
-            sink.metrics.audit_dropped(1);
-        }
+        TEXT.with_borrow_mut(|text| {
+            text.clear();
+            append(text, line);
+            sink.hand_over(|queue| {
+                queue.text.extend_from_slice(text);
+                queue.lines += 1;
+            });
+        });
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.sink.closed.store(true, Ordering::Release);
+        self.0.closed.store(true, Ordering::Release);
+        // Under the lock, or a writer between its look and its sleep would miss it.
+        self.0.hand_over(|_| ());
     }
 }
 
 impl SinkState {
+    /// Changes the queue and wakes the writer if it sleeps.
+    fn hand_over(&self, change: impl FnOnce(&mut Queue)) {
+        let mut queue = self.queue();
+        change(&mut queue);
+        if std::mem::take(&mut queue.asleep) {
+            drop(queue);
+            self.filled.notify_one();
+        }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn takes_lines(&self) -> bool {
         self.backlog.load(Ordering::Relaxed) < BACKLOG && !self.failed.load(Ordering::Acquire)
     }
@@ -242,31 +273,25 @@ struct Writer<W> {
     torn: bool,
 }
 
+/// A writer that panics leaves nobody to write: nothing may be served unrecorded then.
+struct Alive(Arc<SinkState>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.failed.store(true, Ordering::Release);
+        }
+    }
+}
+
 impl<W: Write> Writer<W> {
-    fn run(mut self, commands: &Receiver<Command>) {
-        while let Ok(first) = commands.recv() {
-            if matches!(first, Command::Line(_)) {
-                std::thread::sleep(GATHER);
-            }
-            let mut lines = 0;
-            let mut flushed = Vec::new();
-            let mut next = Some(first);
-            while let Some(command) = next {
-                match command {
-                    Command::Line(line) => {
-                        append(&mut self.batch, &line);
-                        lines += 1;
-                    }
-                    Command::Flush(done) => flushed.push(done),
-                }
-                next = if self.batch.len() < BATCH {
-                    commands.try_recv().ok()
-                } else {
-                    None
-                };
-            }
+    fn run(mut self) {
+        let _alive = Alive(Arc::clone(&self.state));
+        while let Some((lines, flushed)) = self.take() {
             self.write_out(lines);
             self.batch.clear();
+            // What a stall has piled up isn't kept for ever.
+            self.batch.shrink_to(KEPT);
             self.state.backlog.fetch_sub(lines, Ordering::Relaxed);
             self.state.room.notify_waiters();
             for done in flushed {
@@ -274,6 +299,25 @@ impl<W: Write> Writer<W> {
                 let _ = done.send(());
             }
         }
+    }
+
+    /// Waits for lines, and moves what is there into the batch; `None` when there will never be more.
+    fn take(&mut self) -> Option<(usize, Vec<oneshot::Sender<()>>)> {
+        let mut queue = self.state.queue();
+        while queue.lines == 0 && queue.flushes.is_empty() {
+            if self.state.closed.load(Ordering::Acquire) {
+                return None;
+            }
+            queue.asleep = true;
+            queue = self.state.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        if queue.flushes.is_empty() {
+            drop(queue);
+            std::thread::sleep(GATHER);
+            queue = self.state.queue();
+        }
+        std::mem::swap(&mut queue.text, &mut self.batch);
+        Some((std::mem::take(&mut queue.lines), std::mem::take(&mut queue.flushes)))
     }
 
     fn write_out(&mut self, lines: usize) {
@@ -319,7 +363,7 @@ impl<W: Write> Writer<W> {
 
 /// Adds one line of JSON. Characters that a terminal or a viewer obeys instead of showing become JSON escapes; serde
 /// does so for those below U+0020 only.
-fn append(batch: &mut Vec<u8>, line: &AuditLine) {
+fn append(batch: &mut Vec<u8>, line: &AuditLine<'_>) {
     let start = batch.len();
     serde_json::to_writer(&mut *batch, line).expect("a line has text keys, and a Vec takes all");
     if batch[start..].iter().any(|byte| *byte >= 0x7f) {
@@ -346,6 +390,9 @@ fn is_obeyed(character: char) -> bool {
 }
 
 fn clipped(text: &str) -> &str {
+    if text.len() <= MAX_TEXT {
+        return text;
+    }
     text.char_indices().nth(MAX_TEXT).map_or(text, |(end, _)| &text[..end])
 }
 
@@ -353,16 +400,26 @@ fn cut<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(clipped(text))
 }
 
-fn cut_some<S: Serializer>(text: &Option<Box<str>>, serializer: S) -> Result<S::Ok, S::Error> {
-    text.as_deref().map(clipped).serialize(serializer)
+fn cut_some<S: Serializer>(text: &Option<&str>, serializer: S) -> Result<S::Ok, S::Error> {
+    text.map(clipped).serialize(serializer)
 }
 
-fn text_of<S: Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(text)
+fn text_of<S: Serializer>(rule: &Option<RuleName>, serializer: S) -> Result<S::Ok, S::Error> {
+    match rule {
+        Some(rule) => serializer.collect_str(rule),
+        None => serializer.serialize_none(),
+    }
 }
 
-fn some_text_of<S: Serializer>(text: &Option<Arc<str>>, serializer: S) -> Result<S::Ok, S::Error> {
-    text.as_deref().serialize(serializer)
+fn base64url<S: Serializer>(bytes: &Option<[u8; 32]>, serializer: S) -> Result<S::Ok, S::Error> {
+    let Some(bytes) = bytes else {
+        return serializer.serialize_none();
+    };
+    let mut text = [0; 43];
+    URL_SAFE_NO_PAD
+        .encode_slice(bytes, &mut text)
+        .expect("32 bytes are 43 characters");
+    serializer.serialize_str(std::str::from_utf8(&text).expect("base64 is ASCII"))
 }
 
 /// Milliseconds, to the microsecond.
@@ -373,22 +430,25 @@ fn milliseconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
-    use std::sync::Mutex;
+    use std::sync::mpsc::{Receiver, Sender, channel};
 
     use super::*;
 
-    fn line(subject: &str) -> AuditLine {
+    fn line(subject: &str) -> AuditLine<'_> {
         AuditLine {
             time: jiff::Timestamp::from_second(1_700_000_000).unwrap(),
-            request_id: "r1".into(),
-            issuer: Some("https://issuer.test".into()),
-            subject: Some(subject.into()),
+            request_id: "r1",
+            issuer: Some("https://issuer.test"),
+            subject: Some(subject),
             client: None,
-            route: "notes".into(),
-            method: "tools/call".into(),
-            tool: Some("get_note".into()),
+            route: "notes",
+            method: "tools/call",
+            tool: Some("get_note"),
             decision: AuditDecision::Deny,
-            rule: Some("tools.rules[2]".into()),
+            rule: Some(RuleName {
+                list: "tools",
+                index: 2,
+            }),
             reason: "rule",
             credential: Some("none"),
             upstream: None,
@@ -474,7 +534,7 @@ mod tests {
         let metrics = Metrics::new();
         let audit = Audit::with_sink(sink.clone(), OnAuditFailure::Refuse, Arc::clone(&metrics)).unwrap();
         for number in 0..1000 {
-            audit.reserve().await.unwrap().write(line(&number.to_string()));
+            audit.reserve().await.unwrap().write(&line(&number.to_string()));
         }
         drop(audit.reserve().await.unwrap());
         audit.flush().await;
@@ -506,7 +566,7 @@ mod tests {
                 on_failure: OnAuditFailure::Refuse,
             };
             let audit = Audit::start(&config, Metrics::new()).unwrap();
-            audit.reserve().await.unwrap().write(line("alice"));
+            audit.reserve().await.unwrap().write(&line("alice"));
             audit.flush().await;
         }
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 2);
@@ -523,7 +583,7 @@ mod tests {
         sink.broken.store(true, Ordering::SeqCst);
         let metrics = Metrics::new();
         let audit = Audit::with_sink(sink.clone(), OnAuditFailure::Refuse, Arc::clone(&metrics)).unwrap();
-        audit.reserve().await.unwrap().write(line("first"));
+        audit.reserve().await.unwrap().write(&line("first"));
         // By the second try the first one's failure is known.
         tried.recv().unwrap();
         tried.recv().unwrap();
@@ -531,7 +591,7 @@ mod tests {
         assert_eq!(audit.reserve().await.err(), Some(AuditError::Stalled));
         tokio::time::resume();
         sink.broken.store(false, Ordering::SeqCst);
-        audit.reserve().await.unwrap().write(line("second"));
+        audit.reserve().await.unwrap().write(&line("second"));
         audit.flush().await;
         assert_eq!(sink.text().lines().count(), 2);
         assert!(
@@ -547,10 +607,10 @@ mod tests {
         sink.broken.store(true, Ordering::SeqCst);
         let metrics = Metrics::new();
         let audit = Audit::with_sink(sink.clone(), OnAuditFailure::Drop, Arc::clone(&metrics)).unwrap();
-        audit.reserve().await.unwrap().write(line("lost"));
+        audit.reserve().await.unwrap().write(&line("lost"));
         audit.flush().await;
         sink.broken.store(false, Ordering::SeqCst);
-        audit.reserve().await.unwrap().write(line("kept"));
+        audit.reserve().await.unwrap().write(&line("kept"));
         audit.flush().await;
         assert_eq!(sink.text().lines().count(), 1);
         assert!(sink.text().contains("kept"));
@@ -582,7 +642,7 @@ mod tests {
             let metrics = Metrics::new();
             let audit = Audit::with_sink(Blocked(release), on_failure, Arc::clone(&metrics)).unwrap();
             for _ in 0..BACKLOG {
-                audit.reserve().await.unwrap().write(line("alice"));
+                audit.reserve().await.unwrap().write(&line("alice"));
             }
             let started = tokio::time::Instant::now();
             let late = audit.reserve().await;
@@ -592,7 +652,7 @@ mod tests {
                     assert!(started.elapsed() >= PATIENCE);
                 }
                 OnAuditFailure::Drop => {
-                    late.unwrap().write(line("dropped"));
+                    late.unwrap().write(&line("dropped"));
                     assert!(started.elapsed() < PATIENCE);
                     assert!(
                         metrics

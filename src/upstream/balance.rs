@@ -25,7 +25,13 @@ use crate::config::{self, Balance};
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Chooses endpoints by number.
-pub enum Balancer {
+pub struct Balancer {
+    /// The endpoints' names, made once: each is text that would have to be parsed.
+    names: Box<[Backend]>,
+    choice: Choice,
+}
+
+enum Choice {
     RoundRobin(LoadBalancer<RoundRobin>),
     Random(LoadBalancer<Random>),
     Sticky(LoadBalancer<Consistent>),
@@ -34,7 +40,8 @@ pub enum Balancer {
 impl Balancer {
     /// A balancer over these endpoints, which are healthy until a check says otherwise.
     pub fn new(balance: Balance, endpoints: &Arc<[Arc<Endpoint>]>, health: Option<&config::Health>) -> Self {
-        let set: BTreeSet<Backend> = (0..endpoints.len()).map(backend).collect();
+        let names: Box<[Backend]> = (0..endpoints.len()).map(backend).collect();
+        let set = BTreeSet::from_iter(names.iter().cloned());
         let mut backends = Backends::new(discovery::Static::new(set));
         if let Some(health) = health {
             backends.set_health_check(Box::new(Check {
@@ -42,25 +49,26 @@ impl Balancer {
                 check: health.check.clone(),
             }));
         }
-        match balance {
-            Balance::RoundRobin => Self::RoundRobin(ready(LoadBalancer::from_backends(backends))),
-            Balance::Random => Self::Random(ready(LoadBalancer::from_backends(backends))),
-            Balance::Sticky => Self::Sticky(ready(LoadBalancer::from_backends(backends))),
-        }
+        let choice = match balance {
+            Balance::RoundRobin => Choice::RoundRobin(ready(LoadBalancer::from_backends(backends))),
+            Balance::Random => Choice::Random(ready(LoadBalancer::from_backends(backends))),
+            Balance::Sticky => Choice::Sticky(ready(LoadBalancer::from_backends(backends))),
+        };
+        Self { names, choice }
     }
 
     /// A healthy endpoint that `open` accepts; `None` only if there is none.
     pub fn choose(&self, key: &[u8], open: impl Fn(usize) -> bool) -> Option<usize> {
-        let count = self.backends().get_backend().len();
+        let count = self.names.len();
         // Nothing to choose: most routes have one endpoint.
         if count == 1 {
             return (open(0) && self.healthy(0)).then_some(0);
         }
         let accept = |backend: &Backend, healthy: bool| healthy && open(number(backend));
-        let chosen = match self {
-            Self::RoundRobin(balancer) => balancer.select_with(key, count * 4, accept),
-            Self::Random(balancer) => balancer.select_with(key, count * 4, accept),
-            Self::Sticky(balancer) => balancer.select_with(key, count * 4, accept),
+        let chosen = match &self.choice {
+            Choice::RoundRobin(balancer) => balancer.select_with(key, count * 4, accept),
+            Choice::Random(balancer) => balancer.select_with(key, count * 4, accept),
+            Choice::Sticky(balancer) => balancer.select_with(key, count * 4, accept),
         };
         // Dice, or neighbours on the hash ring, can name the same few endpoints every time, and concurrent requests
         // share the round robin's counter: what the steps left out is looked at in turn. It begins where the key says,
@@ -82,14 +90,14 @@ impl Balancer {
 
     /// What the last check said.
     pub fn healthy(&self, index: usize) -> bool {
-        self.backends().ready(&backend(index))
+        self.backends().ready(&self.names[index])
     }
 
     fn backends(&self) -> &Backends {
-        match self {
-            Self::RoundRobin(balancer) => balancer.backends(),
-            Self::Random(balancer) => balancer.backends(),
-            Self::Sticky(balancer) => balancer.backends(),
+        match &self.choice {
+            Choice::RoundRobin(balancer) => balancer.backends(),
+            Choice::Random(balancer) => balancer.backends(),
+            Choice::Sticky(balancer) => balancer.backends(),
         }
     }
 }

@@ -55,6 +55,8 @@ pub struct Upstream {
 pub struct Endpoint {
     id: EndpointId,
     url: Url,
+    /// The same, as requests carry it: made once, and cheap to clone.
+    uri: Uri,
     /// For people: without userinfo and query.
     name: Arc<str>,
     client: Client,
@@ -86,13 +88,13 @@ impl From<&str> for EndpointId {
     }
 }
 
-/// What is sent.
-pub struct Outbound {
-    pub method: Method,
+/// What is sent. It borrows what another try would send again.
+pub struct Outbound<'a> {
+    pub method: &'a Method,
     /// `None`: the endpoint URL's own path and query.
-    pub target: Option<PathAndQuery>,
+    pub target: Option<&'a PathAndQuery>,
     /// Already allow-listed.
-    pub headers: HeaderMap,
+    pub headers: &'a HeaderMap,
     pub body: Bytes,
     /// A session's endpoint: no other is asked.
     pub endpoint: Option<EndpointId>,
@@ -175,6 +177,7 @@ impl Upstream {
                 let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
                 Ok(Arc::new(Endpoint {
                     id: EndpointId::of(url),
+                    uri: uri(url).ok_or_else(|| SetupError::NoHost(url.clone()))?,
                     name: format!("{}://{host}{port}{}", url.scheme(), url.path()).into(),
                     client: dial::client(tls.clone(), config.connect_timeout, events.clone()),
                     url: url.clone(),
@@ -264,33 +267,14 @@ impl Upstream {
     pub async fn send(
         &self,
         permit: &Permit,
-        credential: OutboundCredential,
-        outbound: Outbound,
+        credential: &OutboundCredential,
+        outbound: Outbound<'_>,
     ) -> Result<Sent, UpstreamError> {
         // The permit is demanded, not read: whoever has none can't call this.
         let _ = permit;
-        let Outbound {
-            method,
-            target,
-            mut headers,
-            body,
-            endpoint,
-            sticky,
-        } = outbound;
-        // None of these is on anybody's list of what may pass; each would be another's credential, or frame the request.
-        for name in [AUTHORIZATION, COOKIE, HOST, CONTENT_LENGTH, TRANSFER_ENCODING] {
-            headers.remove(name);
-        }
-        credential.apply(&mut headers);
-        let request = Prepared {
-            method,
-            target,
-            headers,
-            body,
-        };
-        if let Some(id) = endpoint {
-            let (index, endpoint) = self.find(&id).ok_or(UpstreamError::UnknownEndpoint)?;
-            return match self.ask(index, &request).await {
+        if let Some(id) = &outbound.endpoint {
+            let (index, endpoint) = self.find(id).ok_or(UpstreamError::UnknownEndpoint)?;
+            return match self.ask(index, credential, &outbound).await {
                 Ok(sent) => Ok(sent),
                 Err(Failure::Connect) => Err(UpstreamError::Unavailable {
                     endpoint: endpoint.name.clone(),
@@ -298,7 +282,7 @@ impl Upstream {
                 Err(Failure::Other(error)) => Err(error),
             };
         }
-        let key = sticky.unwrap_or_default().to_be_bytes();
+        let key = outbound.sticky.unwrap_or_default().to_be_bytes();
         let mut tried = Vec::new();
         loop {
             let open = |index: usize| !tried.contains(&index) && !self.endpoints[index].is_ejected();
@@ -315,7 +299,7 @@ impl Upstream {
                     None => UpstreamError::NoneHealthy,
                 });
             };
-            match self.ask(index, &request).await {
+            match self.ask(index, credential, &outbound).await {
                 Ok(sent) => return Ok(sent),
                 Err(Failure::Other(error)) => return Err(error),
                 Err(Failure::Connect) => tried.push(index),
@@ -323,14 +307,19 @@ impl Upstream {
         }
     }
 
-    async fn ask(&self, index: usize, request: &Prepared) -> Result<Sent, Failure> {
+    async fn ask(
+        &self,
+        index: usize,
+        credential: &OutboundCredential,
+        outbound: &Outbound<'_>,
+    ) -> Result<Sent, Failure> {
         let endpoint = &*self.endpoints[index];
-        let mut target = match &request.target {
-            Some(target) => target.clone(),
-            None => path_and_query(&endpoint.url).ok_or_else(|| endpoint.protocol())?,
+        let mut uri = match outbound.target {
+            Some(target) => endpoint.at(target.clone())?,
+            None => endpoint.uri.clone(),
         };
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.head(index, request, &target).await?;
+            let response = self.head(index, credential, outbound, uri.clone()).await?;
             let status = response.status();
             if !(status.is_redirection() && status != StatusCode::NOT_MODIFIED) {
                 return Ok(Sent {
@@ -340,16 +329,17 @@ impl Upstream {
                 });
             }
             let keeps_method = matches!(status, StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);
-            target = response
+            let target = response
                 .headers()
                 .get(LOCATION)
                 .filter(|_| keeps_method)
                 .and_then(|location| {
                     // Relative to what was asked for (RFC 9110 section 10.2.2), which need not be the endpoint's URL.
-                    let asked = endpoint.url.join(target.as_str()).ok()?;
+                    let asked = endpoint.url.join(uri.path_and_query()?.as_str()).ok()?;
                     endpoint.stay(&asked, location.to_str().ok()?)
                 })
                 .ok_or_else(|| endpoint.redirect())?;
+            uri = endpoint.at(target)?;
         }
         Err(endpoint.redirect())
     }
@@ -357,20 +347,21 @@ impl Upstream {
     async fn head(
         &self,
         index: usize,
-        prepared: &Prepared,
-        target: &PathAndQuery,
+        credential: &OutboundCredential,
+        outbound: &Outbound<'_>,
+        uri: Uri,
     ) -> Result<Response<hyper::body::Incoming>, Failure> {
         let endpoint = &*self.endpoints[index];
-        let uri = Uri::builder()
-            .scheme(endpoint.url.scheme())
-            .authority(&endpoint.url[url::Position::BeforeHost..url::Position::AfterPort])
-            .path_and_query(target.clone())
-            .build()
-            .map_err(|_| endpoint.protocol())?;
-        let mut request = Request::new(Full::new(prepared.body.clone()));
-        *request.method_mut() = prepared.method.clone();
+        let mut request = Request::new(Full::new(outbound.body.clone()));
+        *request.method_mut() = outbound.method.clone();
         *request.uri_mut() = uri;
-        *request.headers_mut() = prepared.headers.clone();
+        let headers = request.headers_mut();
+        headers.clone_from(outbound.headers);
+        // None of these is on anybody's list of what may pass; each would be another's credential, or frame the request.
+        for name in [AUTHORIZATION, COOKIE, HOST, CONTENT_LENGTH, TRANSFER_ENCODING] {
+            headers.remove(name);
+        }
+        credential.apply(headers);
         let asking = endpoint.client.request(request);
         let answer = match self.response_timeout {
             None => asking.await,
@@ -408,14 +399,6 @@ impl Upstream {
     }
 }
 
-/// A request that may be sent to one endpoint after another.
-struct Prepared {
-    method: Method,
-    target: Option<PathAndQuery>,
-    headers: HeaderMap,
-    body: Bytes,
-}
-
 enum Failure {
     /// Nothing was sent: another endpoint may be asked.
     Connect,
@@ -424,7 +407,8 @@ enum Failure {
 
 impl Endpoint {
     fn is_ejected(&self) -> bool {
-        self.ejected_until.load(Ordering::Relaxed) > self.elapsed()
+        let until = self.ejected_until.load(Ordering::Relaxed);
+        until != 0 && until > self.elapsed()
     }
 
     fn elapsed(&self) -> u64 {
@@ -441,11 +425,20 @@ impl Endpoint {
 
     /// Whether it had been passed over.
     fn succeeded(&self) -> bool {
-        let returned = self.ejected_until.swap(0, Ordering::Relaxed) != 0;
+        // Looked at before it is written: every request comes by, and hardly ever was there anything to clear.
+        let returned =
+            self.ejected_until.load(Ordering::Relaxed) != 0 && self.ejected_until.swap(0, Ordering::Relaxed) != 0;
         if returned {
             *self.error() = None;
         }
         returned
+    }
+
+    /// Another resource of this endpoint.
+    fn at(&self, target: PathAndQuery) -> Result<Uri, Failure> {
+        let mut parts = self.uri.clone().into_parts();
+        parts.path_and_query = Some(target);
+        Uri::from_parts(parts).map_err(|_| self.protocol())
     }
 
     /// Where a reference leads, if that is on this endpoint's own origin.
@@ -471,6 +464,15 @@ impl Endpoint {
             endpoint: self.name.clone(),
         })
     }
+}
+
+fn uri(url: &Url) -> Option<Uri> {
+    Uri::builder()
+        .scheme(url.scheme())
+        .authority(&url[url::Position::BeforeHost..url::Position::AfterPort])
+        .path_and_query(path_and_query(url)?)
+        .build()
+        .ok()
 }
 
 fn path_and_query(url: &Url) -> Option<PathAndQuery> {

@@ -62,8 +62,8 @@ impl Reporting {
         }
     }
 
-    pub async fn send(&self, outbound: Outbound) -> Result<Sent, UpstreamError> {
-        self.upstream.send(&permit(), credential(), outbound).await
+    pub async fn send(&self, outbound: Outbound<'_>) -> Result<Sent, UpstreamError> {
+        self.upstream.send(&permit(), &credential(), outbound).await
     }
 }
 
@@ -82,11 +82,12 @@ pub fn credential() -> OutboundCredential {
     }
 }
 
-pub fn get() -> Outbound {
+pub fn get() -> Outbound<'static> {
+    static NONE: std::sync::LazyLock<HeaderMap> = std::sync::LazyLock::new(HeaderMap::new);
     Outbound {
-        method: Method::GET,
+        method: &Method::GET,
         target: None,
-        headers: HeaderMap::new(),
+        headers: &NONE,
         body: bytes::Bytes::new(),
         endpoint: None,
         sticky: None,

@@ -98,7 +98,7 @@ async fn a_killed_endpoint_is_passed_over_and_comes_back() {
 async fn r46_host_is_the_endpoints_and_one_credential_leaves() {
     let mut server = Server::start(ok).await;
     let route = Reporting::new(&config(&[server.url()]));
-    let mut outbound = get();
+    let mut headers = http::HeaderMap::new();
     for (name, value) in [
         (AUTHORIZATION, "Bearer the-callers"),
         (COOKIE, "session=the-callers"),
@@ -107,8 +107,12 @@ async fn r46_host_is_the_endpoints_and_one_credential_leaves() {
         (http::header::TRANSFER_ENCODING, "chunked"),
         (http::header::CONTENT_LENGTH, "7"),
     ] {
-        outbound.headers.append(name, HeaderValue::from_static(value));
+        headers.append(name, HeaderValue::from_static(value));
     }
+    let outbound = Outbound {
+        headers: &headers,
+        ..get()
+    };
     assert_eq!(text(route.send(outbound).await.expect("an answer")).await, "ok");
     let head = server.heads.recv().await.expect("a request").to_lowercase();
     let mut lines: Vec<&str> = head.trim_end().lines().skip(1).collect();
@@ -158,8 +162,9 @@ async fn a_redirect_is_relative_to_what_was_asked() {
     })
     .await;
     let route = Reporting::new(&config(&[server.url()]));
+    let target = PathAndQuery::from_static("/deep/er/messages?s=1");
     let outbound = Outbound {
-        target: Some(PathAndQuery::from_static("/deep/er/messages?s=1")),
+        target: Some(&target),
         ..get()
     };
     assert_eq!(text(route.send(outbound).await.expect("an answer")).await, "ok");
