@@ -27,6 +27,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt};
@@ -120,9 +121,10 @@ impl Listener {
         let places = Arc::new(Semaphore::new(self.limits.connections));
         let graceful = GracefulShutdown::new();
         let protocol = protocol(&self.limits);
-        // Ends what is left after the grace period, whichever state it is in.
-        let abort = CancellationToken::new();
+        let mut connections = JoinSet::new();
         loop {
+            // Those that have ended are let go of, or the set would grow with every connection there ever was.
+            while connections.try_join_next().is_some() {}
             let place = tokio::select! {
                 () = shutdown.cancelled() => break,
                 place = places.clone().acquire_owned() => place.expect("the semaphore is never closed"),
@@ -149,12 +151,8 @@ impl Listener {
                 peer,
                 watcher: graceful.watcher(),
             };
-            let abort = abort.clone();
-            tokio::spawn(async move {
-                tokio::select! {
-                    () = abort.cancelled() => {}
-                    () = connection.run(socket) => {}
-                }
+            connections.spawn(async move {
+                connection.run(socket).await;
                 drop(place);
             });
         }
@@ -165,7 +163,8 @@ impl Listener {
                 "calls were still open after the grace period and are cut"
             );
         }
-        abort.cancel();
+        // What is left, whichever state it is in.
+        connections.shutdown().await;
     }
 }
 

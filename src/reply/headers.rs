@@ -50,8 +50,7 @@ pub fn inbound(headers: &mut HeaderMap) -> Option<HeaderValue> {
         headers.remove(&*name);
     }
     // A reply has a handful of headers: looking at each is cheaper than hashing everything that it mustn't hold.
-    let unwanted: Vec<HeaderName> = headers.keys().filter(|name| stays_here(name)).cloned().collect();
-    for name in unwanted {
+    while let Some(name) = headers.keys().find(|name| stays_here(name)).cloned() {
         headers.remove(name);
     }
     headers.remove(SESSION_HEADER)
@@ -99,8 +98,8 @@ fn dropped_by_connection(headers: &HeaderMap) -> Vec<&str> {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(str::trim)
-        // `Connection: accept` must not take what the protocol needs with it.
-        .filter(|name| !name.is_empty() && !name.starts_with(MCP))
+        // `Connection: accept` must not take what the protocol needs with it; and what most send names no header.
+        .filter(|name| !(name.is_empty() || name.starts_with(MCP) || ["keep-alive", "close"].contains(name)))
         .collect()
 }
 

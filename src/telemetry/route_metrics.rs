@@ -57,7 +57,8 @@ impl Outcome {
 pub struct RouteMetrics {
     name: Box<str>,
     registry: Arc<Registry>,
-    codes: DashMap<u16, Counter>,
+    /// By status, 100 to 999.
+    codes: Box<[OnceLock<Counter>]>,
     /// As `METHODS`, and one more for `_other`.
     methods: Box<[MethodMetrics]>,
     /// `tools/call` by tool, at most [`MAX_TOOLS`].
@@ -89,7 +90,7 @@ impl RouteMetrics {
     pub(super) fn new(name: &str, registry: Arc<Registry>) -> Self {
         Self {
             name: name.into(),
-            codes: DashMap::new(),
+            codes: (100..1000).map(|_| OnceLock::new()).collect(),
             methods: (0..=METHODS.len()).map(|_| MethodMetrics::default()).collect(),
             tools: DashMap::new(),
             admitted: AtomicUsize::new(0),
@@ -105,15 +106,16 @@ impl RouteMetrics {
 
     /// Counts an HTTP answer of this route.
     pub fn http_request(&self, code: u16) {
-        if let Some(counter) = self.codes.get(&code) {
-            return counter.increment(1);
-        }
-        let make = || {
-            let code = code.to_string();
-            self.registry
-                .counter(HTTP_REQUESTS, &[("route", &self.name), ("code", &code)])
+        let Some(counter) = usize::from(code).checked_sub(100).and_then(|place| self.codes.get(place)) else {
+            return;
         };
-        self.codes.entry(code).or_insert_with(make).increment(1);
+        counter
+            .get_or_init(|| {
+                let code = code.to_string();
+                self.registry
+                    .counter(HTTP_REQUESTS, &[("route", &self.name), ("code", &code)])
+            })
+            .increment(1);
     }
 
     /// Counts one message and how long it took, from its arrival to the end of its answer. `tool` is looked at for

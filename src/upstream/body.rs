@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::edge::BodyError;
 
@@ -18,8 +18,11 @@ use crate::edge::BodyError;
 pub struct UpstreamBody {
     inner: Incoming,
     idle: Duration,
-    deadline: Pin<Box<Sleep>>,
-    last: Instant,
+    /// The end of the silence: begun when a frame is waited for, and moved only when it fires, so that a body that is
+    /// there at once pays for no timer, and a busy stream for the time of day and nothing else.
+    deadline: Option<Pin<Box<Sleep>>>,
+    /// When the last frame was waited for; `None` once it has come.
+    silent_since: Option<Instant>,
 }
 
 /// Nothing came for too long.
@@ -30,19 +33,18 @@ pub struct Idle(pub Duration);
 impl UpstreamBody {
     /// Bounds the silence between two frames.
     pub fn new(inner: Incoming, idle: Duration) -> Self {
-        let last = Instant::now();
         Self {
             inner,
             idle,
-            deadline: Box::pin(tokio::time::sleep_until(last + idle)),
-            last,
+            deadline: None,
+            silent_since: None,
         }
     }
 
     /// For a standing stream, which may be silent for as long as it likes.
     pub fn without_idle_end(mut self) -> Self {
         self.idle = Duration::from_secs(100 * 365 * 86_400);
-        self.deadline.as_mut().reset(self.last + self.idle);
+        self.deadline = None;
         self
     }
 }
@@ -54,22 +56,18 @@ impl Body for UpstreamBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         while let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
-            // The timer is moved only when it fires: a busy stream pays for the time of day and nothing else.
-            this.last = Instant::now();
+            this.silent_since = None;
             if !matches!(&frame, Some(Ok(frame)) if frame.is_trailers()) {
                 return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
             }
         }
+        let due = *this.silent_since.get_or_insert_with(Instant::now) + this.idle;
+        let deadline = this.deadline.get_or_insert_with(|| Box::pin(sleep_until(due)));
         loop {
-            match this.deadline.as_mut().poll(cx) {
+            match deadline.as_mut().poll(cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(()) => {
-                    let due = this.last + this.idle;
-                    if due <= Instant::now() {
-                        return Poll::Ready(Some(Err(Idle(this.idle).into())));
-                    }
-                    this.deadline.as_mut().reset(due);
-                }
+                Poll::Ready(()) if due <= Instant::now() => return Poll::Ready(Some(Err(Idle(this.idle).into()))),
+                Poll::Ready(()) => deadline.as_mut().reset(due),
             }
         }
     }
