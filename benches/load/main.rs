@@ -42,7 +42,7 @@ struct Plan {
     /// Events one millisecond apart, for their latency.
     paced: usize,
     idle_streams: usize,
-    /// Replies of 10 MiB read at the same time.
+    /// Replies of 10 MiB read at the same time; each must need less than it holds.
     big: usize,
 }
 
@@ -179,7 +179,7 @@ async fn memory(
         table.set(
             contestant.kind,
             Measure::BigReplies,
-            mebibytes(peak.saturating_sub(idle)),
+            mebibytes(peak.saturating_sub(idle)) / plan.big as f64,
         );
     }
 

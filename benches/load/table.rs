@@ -44,7 +44,7 @@ impl Measure {
             Self::EventLatency => "event latency p50, µs",
             Self::Start => "start, ms",
             Self::IdleMemory => "memory idle, MiB",
-            Self::BigReplies => "memory for 10 MiB replies, MiB",
+            Self::BigReplies => "memory a 10 MiB reply, MiB",
             Self::StreamMemory => "memory an idle stream, KiB",
         }
     }

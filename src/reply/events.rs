@@ -1,7 +1,8 @@
 //! An event stream on its way to the caller.
 //!
-//! 1. What nobody has to look at is forwarded chunk by chunk as it came ([`Tap`] watches it pass). Where rules exist, or
-//!    answers must be told apart, whole events are looked at, and an unchanged event's bytes are still the upstream's.
+//! 1. What nobody has to look at is forwarded as it came ([`Tap`] watches it pass). Where rules exist, or answers must be
+//!    told apart, whole events are looked at, and an unchanged event's bytes are still the upstream's. Nothing waits for
+//!    more to come; but what has come already leaves together, up to 16 KiB in one write.
 //! 2. A comment goes out after 15 s of silence, between events only.
 //! 3. A standing stream has no idle end, but ends when its caller's token does, and when the gateway is told to stop:
 //!    hyper's graceful end waits for every open response, so one idle stream would use up the whole grace period.
@@ -9,9 +10,12 @@
 //!    as cancelled.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use tokio::time::{Instant, Sleep};
@@ -30,6 +34,8 @@ use crate::upstream::UpstreamBody;
 /// Silence before a comment.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const COMMENT: Bytes = Bytes::from_static(b": keepalive\n\n");
+/// Bytes that leave together when they are there together.
+const TOGETHER: usize = 16 * 1024;
 /// Longest event that is looked at whole.
 pub const MAX_EVENT: usize = 16 * 1024 * 1024;
 
@@ -119,9 +125,10 @@ pub fn body(relay: Relay) -> Body {
 impl Flow {
     async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
         loop {
-            if let Some(bytes) = self.relay.prelude.pop_front() {
+            if !self.relay.prelude.is_empty() {
+                self.gather().await;
                 self.quiet_since = Instant::now();
-                return Some(Ok(bytes));
+                return Some(Ok(self.together()));
             }
             if self.ended {
                 let error = self.error.take()?;
@@ -138,22 +145,7 @@ impl Flow {
                     // A call may have come while nobody looked.
                     self.ended = !self.is_busy() || self.relay.standing.as_ref().is_some_and(Standing::is_expired);
                 }
-                frame = self.relay.upstream.frame() => match frame {
-                    Some(Ok(frame)) => {
-                        if let Ok(bytes) = frame.into_data()
-                            && let Err(error) = self.take(bytes)
-                        {
-                            self.fail(error);
-                        }
-                    }
-                    Some(Err(error)) => self.fail(error),
-                    None => {
-                        self.ended = true;
-                        if let Err(error) = self.close() {
-                            return Some(Err(error));
-                        }
-                    }
-                },
+                frame = self.relay.upstream.frame() => self.came(frame),
                 Some(told) = told(&mut self.relay.open), if boundary => {
                     self.relay.prelude.push_back(told);
                 }
@@ -168,6 +160,44 @@ impl Flow {
                     }
                 }
             }
+        }
+    }
+
+    /// Takes what has come already. hyper hands over one chunk each time its connection has a turn, so a burst of events
+    /// would otherwise cost a write each; an event that comes alone is a turn late, which is less than a microsecond.
+    async fn gather(&mut self) {
+        while !self.ended && self.relay.prelude.iter().map(Bytes::len).sum::<usize>() < TOGETHER {
+            turn().await;
+            match self.relay.upstream.frame().now_or_never() {
+                Some(frame) => self.came(frame),
+                None => return,
+            }
+        }
+    }
+
+    fn together(&mut self) -> Bytes {
+        let first = self.relay.prelude.pop_front().unwrap_or_default();
+        if self.relay.prelude.is_empty() {
+            return first;
+        }
+        let mut all = BytesMut::from(first);
+        for bytes in self.relay.prelude.drain(..) {
+            all.extend_from_slice(&bytes);
+        }
+        all.freeze()
+    }
+
+    fn came(&mut self, frame: Option<Result<Frame<Bytes>, BodyError>>) {
+        match frame {
+            Some(Ok(frame)) => {
+                if let Ok(bytes) = frame.into_data()
+                    && let Err(error) = self.take(bytes)
+                {
+                    self.fail(error);
+                }
+            }
+            Some(Err(error)) => self.fail(error),
+            None => self.close(),
         }
     }
 
@@ -217,20 +247,30 @@ impl Flow {
     }
 
     /// The upstream ended its stream: what was never answered isn't the client's doing.
-    fn close(&mut self) -> Result<(), BodyError> {
+    fn close(&mut self) {
+        self.ended = true;
         for ending in self.relay.endings.drain(..) {
             ending.finish(Outcome::UpstreamError);
         }
-        Ok(())
     }
 
     fn fail(&mut self, error: BodyError) {
-        self.ended = true;
         self.error = Some(error);
-        for ending in self.relay.endings.drain(..) {
-            ending.finish(Outcome::UpstreamError);
-        }
+        self.close();
     }
+}
+
+/// Lets the other tasks of this thread go first, once. (tokio's `yield_now` asks the system for new events, too.)
+async fn turn() {
+    let mut taken = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut taken, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 async fn over(standing: Option<&Standing>, busy: bool) {

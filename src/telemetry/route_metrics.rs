@@ -106,7 +106,10 @@ impl RouteMetrics {
 
     /// Counts an HTTP answer of this route.
     pub fn http_request(&self, code: u16) {
-        let Some(counter) = usize::from(code).checked_sub(100).and_then(|place| self.codes.get(place)) else {
+        let Some(counter) = usize::from(code)
+            .checked_sub(100)
+            .and_then(|place| self.codes.get(place))
+        else {
             return;
         };
         counter
