@@ -10,7 +10,7 @@
 //!    as cancelled.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -167,8 +167,7 @@ impl Flow {
     /// would otherwise cost a write each; an event that comes alone is a turn late, which is less than a microsecond.
     async fn gather(&mut self) {
         while !self.ended && self.relay.prelude.iter().map(Bytes::len).sum::<usize>() < TOGETHER {
-            turn().await;
-            match self.relay.upstream.frame().now_or_never() {
+            match or_a_turn(self.relay.upstream.frame()).await {
                 Some(frame) => self.came(frame),
                 None => return,
             }
@@ -260,17 +259,21 @@ impl Flow {
     }
 }
 
-/// Lets the other tasks of this thread go first, once. (tokio's `yield_now` asks the system for new events, too.)
-async fn turn() {
-    let mut taken = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut taken, true) {
-            return Poll::Ready(());
+/// What the future has when it is asked, or when it is asked again after the other tasks of this thread had their turn.
+/// (tokio's `yield_now` would ask the system for new events, too.)
+async fn or_a_turn<T>(mut future: impl Future<Output = T> + Unpin) -> Option<T> {
+    // hyper asks a body that isn't ready twice before it lets others run.
+    let mut asked = 0;
+    poll_fn(|cx| match future.poll_unpin(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending if asked == 2 => Poll::Ready(None),
+        Poll::Pending => {
+            asked += 1;
+            cx.waker().wake_by_ref();
+            Poll::Pending
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
     })
-    .await;
+    .await
 }
 
 async fn over(standing: Option<&Standing>, busy: bool) {
