@@ -89,7 +89,7 @@ pub fn parse(body: &Bytes) -> Result<Payload, EnvelopeError> {
             let requests = messages.iter().filter(|message| message.kind == Kind::Request);
             if !requests
                 .filter_map(|message| message.id.as_ref())
-                .all(|id| ids.insert(&id.0))
+                .all(|id| ids.insert(id.canonical()))
             {
                 return Err(EnvelopeError::invalid("two requests of the batch have the same id"));
             }

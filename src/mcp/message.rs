@@ -35,6 +35,32 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Id(pub Bytes);
 
+impl Id {
+    /// The id as everybody would write it, so that two spellings of one id are equal: strings unescaped as far as they
+    /// can be, integers without fraction or exponent. Costs nothing for what is written so already.
+    pub fn canonical(&self) -> Self {
+        let plain = |text: &[u8]| {
+            let string = text.first() == Some(&b'"');
+            (string && memchr::memchr(b'\\', text).is_none())
+                || (!string && text != b"-0" && memchr::memchr3(b'.', b'e', b'E', text).is_none())
+        };
+        if plain(&self.0) {
+            return self.clone();
+        }
+        let spelled = match serde_json::from_slice::<serde_json::Value>(&self.0) {
+            Ok(serde_json::Value::String(text)) => serde_json::Value::from(text).to_string(),
+            // Beyond 2^53 a double is no single integer any more.
+            Ok(serde_json::Value::Number(number)) => match number.as_f64() {
+                Some(value) if value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0 => format!("{value:.0}"),
+                _ => return self.clone(),
+            },
+            _ => return self.clone(),
+        };
+        let spelled = if spelled == "-0" { "0".to_owned() } else { spelled };
+        Self(spelled.into())
+    }
+}
+
 /// The envelope of one message.
 #[derive(Clone, Debug)]
 pub struct Message {
@@ -88,4 +114,34 @@ pub enum Era {
     Legacy,
     /// 2024-11-05 HTTP+SSE.
     Sse,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Id;
+
+    #[test]
+    fn two_spellings_of_one_id_are_equal() {
+        let canonical = |text: &'static str| Id(text.into()).canonical();
+        for (one, other) in [
+            ("1", "1.0"),
+            ("1", "1e0"),
+            ("10", "1E+1"),
+            ("0", "-0"),
+            ("0", "-0.0"),
+            ("\"a\"", "\"\\u0061\""),
+            ("\"\\/\"", "\"/\""),
+            ("\"\\u000a\"", "\"\\n\""),
+        ] {
+            assert_eq!(canonical(one), canonical(other), "{one} and {other}");
+        }
+        for (one, other) in [
+            ("1", "\"1\""),
+            ("1", "1.5"),
+            ("9007199254740993", "9007199254740992.0"),
+            ("\"a\"", "\"A\""),
+        ] {
+            assert_ne!(canonical(one), canonical(other), "{one} and {other}");
+        }
+    }
 }

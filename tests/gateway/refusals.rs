@@ -13,7 +13,7 @@ use super::shot::{Case, Shot, case, refuse};
 use super::upstream::Upstream;
 
 const TOKENS: usize = 33;
-const ENVELOPE: usize = 33;
+const ENVELOPE: usize = 34;
 const AGREEMENT: usize = 16;
 const ADDRESSING: usize = 25;
 const SESSIONS: usize = 12;
@@ -401,6 +401,15 @@ async fn envelope_r49() {
         case(
             "a batch with one id twice",
             post(&format!("[{PING},{PING}]")),
+            400,
+            -32_600,
+        ),
+        case(
+            "a batch with one id in two spellings",
+            post(
+                "[{\"jsonrpc\":\"2.0\",\"id\":\"a\",\"method\":\"ping\"},\
+                 {\"jsonrpc\":\"2.0\",\"id\":\"\\u0061\",\"method\":\"ping\"}]",
+            ),
             400,
             -32_600,
         ),
