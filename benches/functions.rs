@@ -187,13 +187,10 @@ fn decision(bench: &mut Criterion) {
     ] {
         let policy = &fixture.config.routes[route].policy;
         let payload = message(&call(tool, 0));
-        let allowed = policy
-            .authorize(&principal, "bench", payload.messages(), now)
-            .permit
-            .is_some();
+        let allowed = policy.authorize(&principal, "bench", &payload, now).permit.is_some();
         assert_eq!(allowed, tool != "admin_reset", "{name}");
         group.bench_function(name, |b| {
-            b.iter(|| policy.authorize(&principal, "bench", black_box(payload.messages()), now));
+            b.iter(|| policy.authorize(&principal, "bench", black_box(&payload), now));
         });
     }
     group.finish();

@@ -29,8 +29,7 @@ impl Check<Call> for PolicyCheck {
         let (permit, decisions) = match &call.form {
             Form::Get | Form::Delete => (policy.permit_stream(&call.principal), Vec::new()),
             Form::Post { payload, .. } | Form::Message { payload, .. } => {
-                let verdict =
-                    policy.authorize(&call.principal, call.route.name(), payload.messages(), self.clock.now());
+                let verdict = policy.authorize(&call.principal, call.route.name(), payload, self.clock.now());
                 let decisions = verdict.decisions;
                 for decision in &decisions {
                     call.route.metrics.policy_decision(decision.label(), decision.reason());

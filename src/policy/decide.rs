@@ -65,6 +65,8 @@ pub enum Denial {
     AmbiguousUri,
     /// The message lacks what it is about.
     Malformed,
+    /// A budget counts over all pages of a list, which a batch has no room for.
+    BatchedList,
 }
 
 impl Decision {
@@ -115,6 +117,7 @@ impl Decision {
                 Denial::TaskList => "task_list",
                 Denial::AmbiguousUri => "ambiguous_uri",
                 Denial::Malformed => "malformed",
+                Denial::BatchedList => "batched_list",
             },
         }
     }
@@ -132,6 +135,9 @@ impl fmt::Display for Decision {
             Self::Denied(Denial::TaskList) => "tasks can't be listed here, since the server can't tell whose they are",
             Self::Denied(Denial::AmbiguousUri) => "a URI with dot segments is not let through on this route",
             Self::Denied(Denial::Malformed) => "the request lacks the name or URI that it is about",
+            Self::Denied(Denial::BatchedList) => {
+                "the list of tools has a budget on this route: send tools/list by itself, not in a batch"
+            }
             Self::Denied(_) => "not permitted: ask whoever runs this gateway for a role that is",
         })
     }

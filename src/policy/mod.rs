@@ -20,7 +20,7 @@
 //! let caller = Arc::new(Principal::anonymous());
 //! let body = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"drop_all"}}"#;
 //! let payload = parse(&body.into()).expect("it is JSON-RPC");
-//! let verdict = policy.authorize(&caller, "notes", payload.messages(), 0);
+//! let verdict = policy.authorize(&caller, "notes", &payload, 0);
 //! assert!(verdict.permit.is_none());
 //! assert_eq!(verdict.decisions[0].reason(), "no_rule");
 //! assert!(!policy.lists(&caller, "notes", ListKind::Tools, "drop_all", 0));
@@ -44,7 +44,7 @@ pub use source::{Budget, Cut, OnExcess, PathStep, PolicySource, RoleLine, RuleSo
 
 use crate::authn::Principal;
 use crate::clock::UnixSeconds;
-use crate::mcp::{ListKind, Message, Reference, Target, target};
+use crate::mcp::{ListKind, Message, Payload, Reference, Target, target};
 use decide::{Arguments, Case, Rules, lacks};
 
 /// Everything a route demands of its callers, compiled.
@@ -114,17 +114,19 @@ impl RoutePolicy {
         })
     }
 
-    /// Decides message by message; what isn't permitted must not be sent (r50).
-    pub fn authorize(
-        &self,
-        principal: &Arc<Principal>,
-        route: &str,
-        messages: &[Message],
-        now: UnixSeconds,
-    ) -> Verdict {
-        let decisions: Vec<Decision> = messages
+    /// Decides message by message; what isn't permitted must not be sent (r50). A batch can't hold a list that has to be
+    /// gathered: its other answers would have to wait for all the pages, and so would whatever the server asks meanwhile.
+    pub fn authorize(&self, principal: &Arc<Principal>, route: &str, payload: &Payload, now: UnixSeconds) -> Verdict {
+        let no_list = self.budget.is_some() && matches!(payload, Payload::Batch(_));
+        let decisions: Vec<Decision> = payload
+            .messages()
             .iter()
-            .map(|message| self.decide(principal, route, message, now))
+            .map(|message| match self.decide(principal, route, message, now) {
+                Decision::Allowed(_) if no_list && &*message.method == "tools/list" => {
+                    Decision::Denied(Denial::BatchedList)
+                }
+                decision => decision,
+            })
             .collect();
         let permit = decisions.iter().any(Decision::is_allowed).then(|| Permit {
             principal: principal.clone(),
@@ -284,5 +286,32 @@ mod tests {
         assert_eq!(decision(Some(Vec::new()), "x/y"), "unknown_method");
         assert_eq!(decision(Some(Vec::new()), "tasks/list"), "task_list");
         assert_eq!(decision(Some(Vec::new()), "tasks/get"), "unrestricted");
+    }
+
+    #[test]
+    fn a_budgeted_list_comes_alone() {
+        let reasons = |budget: Option<Budget>, body: &'static str| -> Vec<&str> {
+            let source = PolicySource {
+                budget,
+                ..PolicySource::default()
+            };
+            let policy = RoutePolicy::compile(source, &Arc::default()).expect("a good policy");
+            let payload = crate::mcp::parse(&body.into()).expect("a message");
+            let verdict = policy.authorize(&Arc::new(Principal::anonymous()), "r", &payload, 0);
+            verdict.decisions.iter().map(Decision::reason).collect()
+        };
+        let budget = || {
+            Some(Budget {
+                max: 1,
+                pin: Vec::new(),
+                on_excess: OnExcess::Trim,
+            })
+        };
+        let list = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
+        let batch =
+            r#"[{"jsonrpc":"2.0","id":1,"method":"tools/list"},{"jsonrpc":"2.0","id":2,"method":"prompts/list"}]"#;
+        assert_eq!(reasons(budget(), list), ["unrestricted"]);
+        assert_eq!(reasons(budget(), batch), ["batched_list", "unrestricted"]);
+        assert_eq!(reasons(None, batch), ["unrestricted", "unrestricted"]);
     }
 }
