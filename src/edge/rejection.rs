@@ -60,6 +60,8 @@ pub enum Rejection {
     OverBudget { found: usize, max: usize },
     #[error("this list is answered as one page; the cursor is not valid here")]
     InvalidCursor,
+    #[error("a tools/list with this id, or several others, are not answered yet on this stream; wait for them")]
+    ListUnderWay,
 
     // The gateway's and the upstream's.
     #[error(transparent)]

@@ -9,6 +9,7 @@
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
@@ -22,7 +23,7 @@ use super::journey::{CallNotes, Journey};
 use super::rejection::{Refused, Rejection};
 use crate::authn::{AuthnError, Challenge, Principal};
 use crate::config::Denials;
-use crate::mcp::{self, Era, Id, codes};
+use crate::mcp::{self, Era, Id, Kind, codes};
 use crate::policy::Decision;
 use crate::reply;
 use crate::route::Route;
@@ -190,6 +191,10 @@ fn failure(rejection: &Rejection, journey: &Journey) -> Failure {
         Rejection::Forbidden(refused) => forbidden(rejection, refused, journey),
         Rejection::OverBudget { .. } => plain(S::FORBIDDEN, codes::FORBIDDEN),
         Rejection::InvalidCursor => plain(S::BAD_REQUEST, codes::INVALID_PARAMS),
+        Rejection::ListUnderWay => Failure {
+            retry_after: Some(1),
+            ..plain(S::TOO_MANY_REQUESTS, codes::RATE_LIMITED)
+        },
         Rejection::Credential(_) | Rejection::CredentialRefused => plain(S::BAD_GATEWAY, codes::CREDENTIAL),
         Rejection::Upstream(UpstreamError::UnknownEndpoint) => plain(S::NOT_FOUND, 40_400),
         Rejection::Upstream(UpstreamError::Unavailable { .. } | UpstreamError::NoneHealthy) => Failure {
@@ -263,6 +268,12 @@ pub fn refusal(id: Option<&Id>, decision: &Decision, principal: &Principal) -> V
     }
 }
 
+/// The JSON-RPC error for a request whose response has begun: what is left is to say it in an event.
+pub fn message(rejection: &Rejection, journey: &Journey) -> Bytes {
+    tracing::warn!(request_id = journey.request_id.as_str(), error = %rejection, "request failed");
+    error(&failure(rejection, journey), journey.id()).into()
+}
+
 /// The response for a rejection, in the form this client survives.
 pub fn answer(rejection: &Rejection, journey: &Journey) -> Response<Body> {
     let failure = failure(rejection, journey);
@@ -299,8 +310,10 @@ fn envelope_id(rejection: &Rejection) -> Option<&Id> {
 
 fn form(rejection: &Rejection, failure: &Failure, call: &CallNotes, journey: &Journey) -> Response<Body> {
     let denials = journey.route.get().map_or(Denials::Auto, |route| route.config.denials);
+    // A batch in which nobody waits for an answer is answered as one notification is: an array would be empty.
+    let batched = call.batch && call.messages.iter().any(|message| message.kind == Kind::Request);
     let body = match (rejection, journey.principal.get()) {
-        (Rejection::Forbidden(refused), Some(principal)) if call.batch => batch(refused, principal),
+        (Rejection::Forbidden(refused), Some(principal)) if batched => batch(refused, principal),
         _ => error(failure, journey.id()),
     };
     let spared = failure.spares_legacy();
@@ -312,7 +325,7 @@ fn form(rejection: &Rejection, failure: &Failure, call: &CallNotes, journey: &Jo
         let result = mcp::tool_error_result(id, &failure.message, call.era == Era::Modern);
         return success(failure, call, result);
     }
-    if denials == Denials::Auto && spared && call.era != Era::Modern && !call.batch {
+    if denials == Denials::Auto && spared && call.era != Era::Modern && !batched {
         return match journey.id() {
             Some(_) => success(failure, call, body),
             // Nobody waits for the answer to a notification; the audit has the refusal.

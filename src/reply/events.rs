@@ -32,8 +32,8 @@ use crate::telemetry::{GaugeGuard, Outcome};
 use crate::upstream::UpstreamBody;
 
 /// Silence before a comment.
-const KEEPALIVE: Duration = Duration::from_secs(15);
-const COMMENT: Bytes = Bytes::from_static(b": keepalive\n\n");
+pub(super) const KEEPALIVE: Duration = Duration::from_secs(15);
+pub(super) const COMMENT: Bytes = Bytes::from_static(b": keepalive\n\n");
 /// Bytes that leave together when they are there together.
 const TOGETHER: usize = 16 * 1024;
 /// Longest event that is looked at whole.
@@ -200,9 +200,13 @@ impl Flow {
         }
     }
 
-    /// Whether calls are still to be answered on an HTTP+SSE stream.
+    /// Whether calls are still to be answered, or answers to be written, on an HTTP+SSE stream.
     fn is_busy(&self) -> bool {
-        self.relay.open.as_ref().is_some_and(|open| open.handle.is_busy())
+        // Calls first: a gathered list is in the queue before it is none of them any more.
+        self.relay
+            .open
+            .as_ref()
+            .is_some_and(|open| open.handle.is_busy() || !open.refusals.is_empty())
     }
 
     fn at_boundary(&self) -> bool {

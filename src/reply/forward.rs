@@ -12,29 +12,30 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::Body as _;
 use tokio_util::sync::CancellationToken;
 
 use super::ending::{Audited, Ending};
 use super::events::{self, MAX_EVENT, Relay, Standing, View};
+use super::gather::budgeted;
 use super::inspect::{Endpoint, Inspector};
-use super::{gather, headers, json};
+use super::listing::outcome_of_failure;
+use super::sending::Sending;
+use super::{headers, json};
 use crate::authn::Principal;
 use crate::call::{Call, Form};
 use crate::clock::Clock;
-use crate::config::{Balance, Transport};
+use crate::config::Transport;
 use crate::credential::{Funded, OutboundCredential};
 use crate::edge::rescue::refusal;
 use crate::edge::{Body, Rejection, Stage, full};
 use crate::mcp::sse::Decoder;
-use crate::mcp::{self, Era, Message, Payload};
-use crate::policy::{Decision, Permit, Permitted};
-use crate::route::Route;
-use crate::session::{SESSION_HEADER, Sealer, Session, StreamHandle, Streams, person};
+use crate::mcp::{self, Era, Kind, Payload};
+use crate::policy::{Decision, Permitted};
+use crate::session::{SESSION_HEADER, Sealer, Session, Streams};
 use crate::telemetry::Outcome;
-use crate::upstream::{EndpointId, Outbound, Sent, UpstreamBody};
+use crate::upstream::{Sent, UpstreamBody};
 
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -67,95 +68,15 @@ impl Stage<Funded> for Forward {
     }
 }
 
-/// How a call is sent, and sent again for its next page.
-pub struct Sending<'a> {
-    call: &'a Call,
-    permit: &'a Permit,
-    credential: OutboundCredential,
-    headers: HeaderMap,
-    method: Method,
-    target: Option<PathAndQuery>,
-}
-
-impl Sending<'_> {
-    /// The route it goes over.
-    pub fn route(&self) -> &Arc<Route> {
-        &self.call.route
-    }
-
-    /// Who asks.
-    pub fn principal(&self) -> &Principal {
-        &self.call.principal
-    }
-
-    /// The request's era.
-    pub fn era(&self) -> Era {
-        self.call.journey.call.get().map_or(Era::Legacy, |notes| notes.era)
-    }
-
-    /// What `balance: sticky` goes by: hashed only where it is asked for.
-    fn sticky(&self) -> Option<u64> {
-        (self.route().config.upstream.balance == Balance::Sticky).then(|| {
-            let person = person(self.principal());
-            u64::from_be_bytes(person[..8].try_into().expect("eight of 32 bytes"))
-        })
-    }
-
-    /// Sends a body, to that endpoint if one is named.
-    pub async fn again(&self, body: Bytes, endpoint: Option<EndpointId>) -> Result<Sent, Rejection> {
-        let sent = self
-            .route()
-            .upstream
-            .send(
-                self.permit,
-                &self.credential,
-                Outbound {
-                    method: &self.method,
-                    target: self.target.as_ref(),
-                    headers: &self.headers,
-                    body,
-                    endpoint,
-                    sticky: self.sticky(),
-                },
-            )
-            .await?;
-        match sent.response.status() {
-            StatusCode::UNAUTHORIZED => Err(Rejection::CredentialRefused),
-            status if status.is_informational() || status.is_redirection() => {
-                Err(Rejection::UpstreamNonsense("its status is none that MCP knows"))
-            }
-            _ if self.must_be_read() && is_encoded(sent.response.headers()) => Err(Rejection::UpstreamNonsense(
-                "its reply is compressed, and can't be filtered",
-            )),
-            // A comment between two events can't be put between two bytes of a compressed stream.
-            _ if is_event_stream(sent.response.headers()) && is_encoded(sent.response.headers()) => {
-                Err(Rejection::UpstreamNonsense("its event stream is compressed"))
-            }
-            _ => Ok(sent),
-        }
-    }
-
-    /// Whether replies are looked into: where there are rules or a budget, and for batches.
-    fn must_be_read(&self) -> bool {
-        let policy = &self.route().config.policy;
-        let batch = self.call.journey.call.get().is_some_and(|notes| notes.batch);
-        policy.has_rules() || policy.budget().is_some() || batch
-    }
-}
-
 impl Shared {
     async fn forward(&self, funded: Funded) -> Result<Response<Body>, Rejection> {
         let Funded {
             audited: Audited { permitted, mut endings },
             credential,
         } = funded;
-        let kind = credential.kind;
-        let result = self.carry(&permitted, credential, kind, &mut endings).await;
-        if result.is_err() {
-            let outcome = match &result {
-                Err(Rejection::OverBudget { .. } | Rejection::InvalidCursor) => Outcome::Denied,
-                _ => Outcome::UpstreamError,
-            };
+        let result = self.carry(permitted, credential, &mut endings).await;
+        if let Err(rejection) = &result {
+            let outcome = outcome_of_failure(rejection);
             for ending in endings {
                 ending.finish(outcome);
             }
@@ -165,71 +86,38 @@ impl Shared {
 
     async fn carry(
         &self,
-        permitted: &Permitted,
+        permitted: Permitted,
         credential: OutboundCredential,
-        kind: &'static str,
         endings: &mut Vec<Ending>,
     ) -> Result<Response<Body>, Rejection> {
+        let sending = Sending::new(permitted, credential)?;
+        let permitted = &sending.permitted;
         let call = &permitted.call;
-        let era = match &call.form {
-            Form::Post { era, .. } => Some(*era),
-            Form::Message { .. } => Some(Era::Sse),
-            Form::Get | Form::Delete => None,
-        };
-        let mut headers = headers::outbound(&call.headers, era, &call.route.config.upstream.forward_headers);
-        if let Some(session) = &call.session {
-            let value = HeaderValue::try_from(&*session.upstream).map_err(|_| Rejection::UnknownSession)?;
-            headers.insert(SESSION_HEADER, value);
-        }
-        let (method, target, endpoint) = match &call.form {
-            Form::Post { .. } => (Method::POST, None, None),
-            Form::Message { stream, .. } => {
-                let (endpoint, target) = stream.target();
-                (Method::POST, Some(target.clone()), Some(endpoint.clone()))
-            }
-            Form::Get => (Method::GET, None, None),
-            Form::Delete => (Method::DELETE, None, None),
-        };
-        let endpoint = endpoint.or_else(|| call.session.as_ref().map(|session| session.endpoint.clone()));
-        let sending = Sending {
-            call,
-            permit: &permitted.permit,
-            credential,
-            headers,
-            method,
-            target,
-        };
         match &call.form {
             Form::Post { payload, body, era } => {
                 let body = permitted_body(payload, body, &permitted.decisions);
-                let gathered = budgeted(&call.route, payload);
-                if let Some(request) = gathered
-                    && request.cursor.is_some()
-                {
+                let request = budgeted(&call.route, payload);
+                // One page answers for all, so there is no other to ask for.
+                if request.is_some_and(|request| request.cursor.is_some()) {
                     return Err(Rejection::InvalidCursor);
                 }
-                let sent = self.timed(&sending, body, endpoint).await?;
-                note(endings, kind, &sent);
-                match gathered {
-                    Some(request) if sent.response.status().is_success() => {
-                        self.gathered(&sending, request, sent, endings).await
-                    }
-                    _ => self.answer(permitted, *era, payload, sent, endings).await,
+                let gathers = request.is_some();
+                let sent = sending.first(body).await?;
+                note(endings, sending.kind(), &sent.name);
+                if gathers && sent.response.status().is_success() {
+                    return self.gathered(sending, sent, endings).await;
                 }
+                self.answer(permitted, *era, payload, sent, endings).await
             }
-            Form::Message { stream, payload, body } => {
-                let body = permitted_body(payload, body, &permitted.decisions);
-                self.message(permitted, &sending, stream, payload, body, endpoint, kind, endings)
-                    .await
-            }
+            Form::Message { .. } => self.message(sending, endings).await,
             Form::Get => {
-                let sent = self.timed(&sending, Bytes::new(), endpoint).await?;
-                note(endings, kind, &sent);
+                let sent = sending.first(Bytes::new()).await?;
+                note(endings, sending.kind(), &sent.name);
                 self.stream(call, sent, endings)
             }
             Form::Delete => {
-                let sent = self.timed(&sending, Bytes::new(), endpoint).await?;
-                note(endings, kind, &sent);
+                let sent = sending.first(Bytes::new()).await?;
+                note(endings, sending.kind(), &sent.name);
                 let outcome = if sent.response.status().is_success() {
                     Outcome::Success
                 } else {
@@ -244,16 +132,8 @@ impl Shared {
         }
     }
 
-    /// Sends, and counts the time that was the gate's own.
-    async fn timed(&self, sending: &Sending<'_>, body: Bytes, endpoint: Option<EndpointId>) -> Result<Sent, Rejection> {
-        let own = sending.call.journey.started.elapsed();
-        let sent = sending.again(body, endpoint).await;
-        sending.route().metrics.gateway_overhead(own);
-        sent
-    }
-
     /// The reply's head as the caller gets it, its session sealed.
-    fn head(&self, call: &Call, sent: Sent) -> Result<(http::response::Parts, UpstreamBody), Rejection> {
+    pub(super) fn head(&self, call: &Call, sent: Sent) -> Result<(http::response::Parts, UpstreamBody), Rejection> {
         let (mut parts, body) = sent.response.into_parts();
         parts.extensions = http::Extensions::new();
         if let Some(session) = headers::inbound(&mut parts.headers) {
@@ -283,7 +163,7 @@ impl Shared {
         let refused = refused_members(call, payload, &permitted.decisions);
         let rules = call.route.config.policy.has_rules();
         let batch = matches!(payload, Payload::Batch(_));
-        let expects_answer = payload.messages().iter().any(|message| message.id.is_some());
+        let expects_answer = payload.messages().iter().any(|message| message.kind == Kind::Request);
         let status = sent.response.status();
         if is_event_stream(sent.response.headers()) && status.is_success() {
             let (mut parts, mut upstream) = self.head(call, sent)?;
@@ -363,109 +243,6 @@ impl Shared {
         Ok(Response::from_parts(parts, full(bytes)))
     }
 
-    async fn gathered(
-        &self,
-        sending: &Sending<'_>,
-        request: &Message,
-        sent: Sent,
-        endings: &mut Vec<Ending>,
-    ) -> Result<Response<Body>, Rejection> {
-        let call = sending.call;
-        let budget = call
-            .route
-            .config
-            .policy
-            .budget()
-            .expect("only budgeted lists are gathered");
-        let events = is_event_stream(sent.response.headers());
-        let mut first = Response::new(());
-        *first.headers_mut() = sent.response.headers().clone();
-        let mut gathered = gather::gather(self, sending, request, sent, budget).await?;
-        // Tools are decided; what else the answer holds is a list like any other.
-        let mut inspector = self.inspector(call, sending.era());
-        if let Some(filtered) = inspector
-            .filter(&gathered.answer)
-            .map_err(|_| Rejection::UpstreamNonsense("its list can't be decoded"))?
-        {
-            gathered.answer = filtered;
-        }
-        let mut before = Vec::with_capacity(gathered.before.len());
-        for event in gathered.before {
-            let looked = inspector
-                .look(event, &mut Vec::new(), &mut None)
-                .map_err(|_| Rejection::UpstreamNonsense("its event stream can't be decoded"))?;
-            before.extend(looked);
-        }
-        let (outcome, _) = json::see(&gathered.answer);
-        for ending in endings.drain(..) {
-            ending.finish(outcome);
-        }
-        let mut headers = first.into_parts().0.headers;
-        headers::inbound(&mut headers);
-        headers.remove(CONTENT_LENGTH);
-        let body = if events {
-            stream_headers(&mut headers);
-            let mut body = before.concat();
-            body.extend_from_slice(&mcp::sse::message(&gathered.answer));
-            body.into()
-        } else {
-            gathered.answer
-        };
-        let mut response = Response::new(full(body));
-        *response.headers_mut() = headers;
-        Ok(response)
-    }
-
-    /// A message to an HTTP+SSE stream: the answer, if any, comes over the stream.
-    #[expect(clippy::too_many_arguments, reason = "one call's parts")]
-    async fn message(
-        &self,
-        permitted: &Permitted,
-        sending: &Sending<'_>,
-        stream: &StreamHandle,
-        payload: &Payload,
-        body: Bytes,
-        endpoint: Option<EndpointId>,
-        kind: &'static str,
-        endings: &mut Vec<Ending>,
-    ) -> Result<Response<Body>, Rejection> {
-        let call = sending.call;
-        let upstream_name: Arc<str> = call.route.upstream.describe(stream.target().0);
-        let mut waiting = Vec::new();
-        // Registered before the message is sent: the answer may overtake the 202.
-        for mut ending in endings.drain(..) {
-            ending.sent(kind, &upstream_name);
-            let id = ending
-                .member()
-                .and_then(|member| payload.messages().get(member)?.id.clone());
-            match id {
-                Some(id) => {
-                    stream.wait_for(id.clone(), ending);
-                    waiting.push(id);
-                }
-                None => ending.finish(Outcome::Success),
-            }
-        }
-        let sent = match self.timed(sending, body, endpoint).await {
-            Ok(sent) => sent,
-            Err(rejection) => {
-                endings.extend(waiting.iter().filter_map(|id| stream.answered(id)));
-                return Err(rejection);
-            }
-        };
-        for error in refused_members(call, payload, &permitted.decisions) {
-            stream.tell(mcp::sse::message(&error));
-        }
-        if !sent.response.status().is_success() {
-            for ending in waiting.iter().filter_map(|id| stream.answered(id)) {
-                ending.finish(Outcome::UpstreamError);
-            }
-        }
-        let (parts, body) = self.head(call, sent)?;
-        let body = json::pass(body, Vec::new(), call.route.config.policy.has_rules(), None);
-        Ok(Response::from_parts(parts, body))
-    }
-
     /// GET: a standing stream.
     fn stream(&self, call: &Call, sent: Sent, endings: &mut Vec<Ending>) -> Result<Response<Body>, Rejection> {
         let status = sent.response.status();
@@ -518,7 +295,7 @@ impl Shared {
         Ok(Response::from_parts(parts, body))
     }
 
-    fn inspector(&self, call: &Call, era: Era) -> Inspector {
+    pub(super) fn inspector(&self, call: &Call, era: Era) -> Inspector {
         Inspector {
             route: call.route.clone(),
             principal: call.principal.clone(),
@@ -543,23 +320,15 @@ impl Shared {
     }
 }
 
-/// The tools/list that has to be gathered, if this is one.
-fn budgeted<'a>(route: &Route, payload: &'a Payload) -> Option<&'a Message> {
-    route.config.policy.budget()?;
-    match payload {
-        Payload::Single(message) => (&*message.method == "tools/list" && message.id.is_some()).then_some(message),
-        Payload::Batch(_) => None,
-    }
-}
-
-fn note(endings: &mut [Ending], kind: &'static str, sent: &Sent) {
+/// Notes which credential left, and where to.
+pub(super) fn note(endings: &mut [Ending], kind: &'static str, upstream: &Arc<str>) {
     for ending in endings {
-        ending.sent(kind, &sent.name);
+        ending.sent(kind, upstream);
     }
 }
 
 /// The body that may be sent: as it came when all of it was permitted.
-fn permitted_body(payload: &Payload, body: &Bytes, decisions: &[Decision]) -> Bytes {
+pub(super) fn permitted_body(payload: &Payload, body: &Bytes, decisions: &[Decision]) -> Bytes {
     if decisions.iter().all(Decision::is_allowed) {
         return body.clone();
     }
@@ -580,7 +349,7 @@ fn permitted_body(payload: &Payload, body: &Bytes, decisions: &[Decision]) -> By
 }
 
 /// The errors that answer a batch's refused requests.
-fn refused_members(call: &Call, payload: &Payload, decisions: &[Decision]) -> Vec<Vec<u8>> {
+pub(super) fn refused_members(call: &Call, payload: &Payload, decisions: &[Decision]) -> Vec<Vec<u8>> {
     payload
         .messages()
         .iter()
@@ -618,18 +387,18 @@ fn array(errors: &[Vec<u8>], more: Option<&Bytes>) -> Response<Body> {
     response
 }
 
-fn stream_headers(headers: &mut HeaderMap) {
+pub(super) fn stream_headers(headers: &mut HeaderMap) {
     headers.remove(CONTENT_LENGTH);
     headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
 }
 
 /// Whether a reply is `text/event-stream`.
-pub fn is_event_stream(headers: &HeaderMap) -> bool {
+pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
     is_media(headers, "text/event-stream")
 }
 
-fn is_encoded(headers: &HeaderMap) -> bool {
+pub(super) fn is_encoded(headers: &HeaderMap) -> bool {
     headers
         .get_all(CONTENT_ENCODING)
         .iter()

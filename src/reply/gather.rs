@@ -2,129 +2,81 @@
 //!
 //! 1. Rules come first, then pins, then the upstream's order; the cut is deterministic.
 //! 2. At most 100 pages, 10,000 tools and 16 MiB; beyond is 502, since a list cut by accident is no policy.
-//! 3. What else came on the way (progress, logging) is forwarded before the answer, in order.
+//! 3. An error, on whatever page, is the answer.
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
 use serde_json::{Map, Value};
 
-use super::forward::{Sending, Shared};
+use super::inspect::Inspector;
 use super::json;
+use super::sending::Sending;
 use crate::edge::Rejection;
-use crate::mcp::sse::{Decoder, Event};
-use crate::mcp::{ListKind, Message, Scanner, lists};
-use crate::policy::{Budget, OnExcess};
-use crate::upstream::Sent;
+use crate::mcp::{ListKind, Message, Payload, lists};
+use crate::policy::OnExcess;
+use crate::route::Route;
 
 const MAX_PAGES: usize = 100;
 const MAX_TOOLS: usize = 10_000;
 
-/// One page: the answer, and the events that came before it.
-pub struct Page {
-    pub answer: Bytes,
-    pub before: Vec<Event>,
+/// Where pages come from: the replies of a Streamable HTTP server, or the stream of an HTTP+SSE server.
+pub trait Pages {
+    /// The answer to the request that has been sent already.
+    fn first(&mut self) -> impl Future<Output = Result<Bytes, Rejection>> + Send;
+
+    /// The answer to this request.
+    fn next(&mut self, request: Bytes) -> impl Future<Output = Result<Bytes, Rejection>> + Send;
 }
 
-/// A gathered list.
-pub struct Gathered {
-    pub answer: Bytes,
-    /// Events that came before the answers.
-    pub before: Vec<Event>,
-}
-
-/// Reads the answer of one page out of a reply.
-pub async fn page(sent: Sent) -> Result<Page, Rejection> {
-    let events = super::forward::is_event_stream(sent.response.headers());
-    let mut body = sent.response.into_body();
-    if !events {
-        let body = json::read(body, json::MAX_LIST).await?;
-        return Ok(Page {
-            answer: body,
-            before: Vec::new(),
-        });
+/// The tools/list that has to be gathered, if this is one.
+pub fn budgeted<'a>(route: &Route, payload: &'a Payload) -> Option<&'a Message> {
+    route.config.policy.budget()?;
+    match payload {
+        Payload::Single(message) => (&*message.method == "tools/list" && message.id.is_some()).then_some(message),
+        // Policy refuses it.
+        Payload::Batch(_) => None,
     }
-    let mut decoder = Decoder::new(json::MAX_LIST);
-    let mut before = Vec::new();
-    let mut length = 0;
-    // The answer ends the page: a server need not end its stream with it (MCP 2025-11-25, "Sending Messages").
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| Rejection::UpstreamNonsense("its body ended early"))?;
-        let Ok(data) = frame.into_data() else { continue };
-        length += data.len();
-        if length > json::MAX_LIST {
-            return Err(Rejection::UpstreamNonsense("a reply to be filtered is over 16 MiB"));
-        }
-        decoder.push(data);
-        let broken = |_| Rejection::UpstreamNonsense("its event stream can't be decoded");
-        while let Some(event) = decoder.next_event().map_err(broken)? {
-            match answer_of(&event) {
-                Some(answer) => return Ok(Page { answer, before }),
-                None => before.push(event),
-            }
-        }
-    }
-    Err(Rejection::UpstreamNonsense("its stream ended without an answer"))
 }
 
-fn answer_of(event: &Event) -> Option<Bytes> {
-    let data = event.data()?;
-    let mut scanner = Scanner::default();
-    scanner.push(data);
-    super::events::outcome_of(scanner.finish().outcome)?;
-    Some(data.clone())
-}
-
-/// Gathers all pages from the first reply on.
+/// Gathers all pages into the one answer that the caller gets.
+///
+/// # Errors
+/// What the pages' source says, a list beyond rule 2's bounds or that can't be decoded, and the budget's own refusal.
 pub async fn gather(
-    shared: &Shared,
-    sending: &Sending<'_>,
+    sending: &Sending,
     request: &Message,
-    first: Sent,
-    budget: &Budget,
-) -> Result<Gathered, Rejection> {
+    inspector: &Inspector,
+    pages: &mut impl Pages,
+) -> Result<Bytes, Rejection> {
     let route = sending.route();
     let policy = &route.config.policy;
+    let budget = policy.budget().expect("only budgeted lists are gathered");
     let undecodable = |_| Rejection::UpstreamNonsense("its list of tools can't be decoded");
-    let endpoint = first.endpoint.clone();
-    let Page { answer, mut before } = page(first).await?;
+    let first = pages.first().await?;
     let mut tools = Vec::new();
     let mut hidden = 0;
-    let mut bytes = answer.len();
-    let mut current = answer.clone();
-    for pages in 1.. {
+    let mut bytes = first.len();
+    let mut current = first.clone();
+    for count in 1.. {
         let Some(page) = lists::page(&current).map_err(undecodable)? else {
-            // An error: the upstream's own answer is the answer.
-            return Ok(Gathered {
-                answer: current,
-                before,
-            });
+            return filtered(inspector, current);
         };
+        let now = inspector.clock.now();
         for tool in page.items {
-            if policy.lists(
-                sending.principal(),
-                route.name(),
-                ListKind::Tools,
-                &tool.name,
-                shared.clock.now(),
-            ) {
+            if policy.lists(&inspector.principal, route.name(), ListKind::Tools, &tool.name, now) {
                 tools.push(tool);
             } else {
                 hidden += 1;
             }
         }
-        let Some(cursor) = page.next_cursor else { break };
-        if pages == MAX_PAGES || tools.len() > MAX_TOOLS || bytes > json::MAX_LIST {
+        let more = page.next_cursor;
+        if tools.len() > MAX_TOOLS || bytes > json::MAX_LIST || (count == MAX_PAGES && more.is_some()) {
             return Err(Rejection::UpstreamNonsense(
                 "its list of tools is over 100 pages, 10,000 tools or 16 MiB",
             ));
         }
-        let next = sending
-            .again(with_cursor(request, &cursor)?, Some(endpoint.clone()))
-            .await?;
-        let next = self::page(next).await?;
-        before.extend(next.before);
-        bytes += next.answer.len();
-        current = next.answer;
+        let Some(cursor) = more else { break };
+        current = pages.next(with_cursor(request, &cursor)?).await?;
+        bytes += current.len();
     }
     if hidden > 0 {
         route.metrics.tools_hidden("rules", hidden);
@@ -141,8 +93,16 @@ pub async fn gather(
         route.metrics.tools_hidden("budget", cut.hidden);
     }
     let kept: Vec<_> = cut.kept.iter().map(|&index| tools[index].clone()).collect();
-    let answer = lists::join(&answer, &kept, cut.hidden, sending.era()).map_err(undecodable)?;
-    Ok(Gathered { answer, before })
+    let answer = lists::join(&first, &kept, cut.hidden, sending.era()).map_err(undecodable)?;
+    filtered(inspector, answer)
+}
+
+/// Tools are decided; what else the answer holds is a list like any other.
+fn filtered(inspector: &Inspector, answer: Bytes) -> Result<Bytes, Rejection> {
+    let filtered = inspector
+        .filter(&answer)
+        .map_err(|_| Rejection::UpstreamNonsense("its list can't be decoded"))?;
+    Ok(filtered.unwrap_or(answer))
 }
 
 /// The same request for the next page.

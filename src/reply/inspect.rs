@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::edge::{BodyError, Journey};
 use crate::mcp::{Era, Id, ListKind, Scanner, lists, sse};
 use crate::route::Route;
-use crate::session::{OpenStream, Purpose, Sealer, Streams};
+use crate::session::{Answered, OpenStream, Purpose, Sealer, Streams};
 use crate::upstream::EndpointId;
 
 /// Looks at messages for one principal on one route.
@@ -95,6 +95,10 @@ impl Inspector {
                 return Err("the upstream's HTTP+SSE stream began without an endpoint event".into());
             }
         }
+        // Messages go where the first one said, on our origin; another would lead clients past the gate.
+        if self.era == Era::Sse && event.name() == Some(b"endpoint") {
+            return Ok(None);
+        }
         let Some(data) = event.data().filter(|data| !data.is_empty()) else {
             return Ok(Some(event.into_raw()));
         };
@@ -103,8 +107,10 @@ impl Inspector {
         scanner.push(&data);
         let seen = scanner.finish();
         if let Some(outcome) = outcome_of(seen.outcome) {
-            if let Some(ending) = self.ending_of(&data, endings, open.as_ref()) {
-                ending.finish(outcome);
+            match self.answered(&data, endings, open.as_ref()) {
+                Answered::Call(ending) => ending.finish(outcome),
+                Answered::Page => return Ok(None),
+                Answered::Unknown => {}
             }
         } else if self.hides(&data) {
             return Ok(None);
@@ -151,22 +157,28 @@ impl Inspector {
         Ok(filtered)
     }
 
-    fn ending_of(&self, message: &[u8], endings: &mut Vec<Ending>, open: Option<&OpenStream>) -> Option<Ending> {
+    /// What an answer was for.
+    fn answered(&self, message: &Bytes, endings: &mut Vec<Ending>, open: Option<&OpenStream>) -> Answered {
         #[derive(Deserialize)]
         struct Answer<'a> {
             #[serde(borrow)]
             id: &'a RawValue,
         }
-        let answer: Answer<'_> = serde_json::from_slice(message).ok()?;
+        let Ok(answer) = serde_json::from_slice::<Answer<'_>>(message) else {
+            return Answered::Unknown;
+        };
         let id = Id(Bytes::copy_from_slice(answer.id.get().as_bytes()));
         if let Some(open) = open {
-            return open.handle.answered(&id);
+            return open.handle.answered(&id, message);
         }
-        let messages = &self.journey.call.get()?.messages;
-        let place = endings
-            .iter()
-            .position(|ending| ending.member().and_then(|member| messages.get(member)?.id.as_ref()) == Some(&id))?;
-        Some(endings.swap_remove(place))
+        let id = id.canonical();
+        let place = self.journey.call.get().and_then(|call| {
+            endings.iter().position(|ending| {
+                let message = ending.member().and_then(|member| call.messages.get(member));
+                message.and_then(|message| message.id.as_ref()).map(Id::canonical) == Some(id.clone())
+            })
+        });
+        place.map_or(Answered::Unknown, |place| Answered::Call(endings.swap_remove(place)))
     }
 
     /// Rule 2.

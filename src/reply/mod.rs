@@ -1,8 +1,8 @@
 //! Reply to caller: what of an answer the caller may see, and how it was.
 //!
-//! `forward` sends the call and picks a path for the reply: `json` and `events` carry it, `inspect` filters what has
-//! to be, `gather` answers a budgeted list as one page, `ending` counts and audits each call once. `headers` says
-//! what crosses the gate in either direction.
+//! `forward` sends the call (as `sending` says) and picks a path for the reply: `json` and `events` carry it, `inspect`
+//! filters what has to be, `gather` makes a budgeted list one page (`listing` over Streamable HTTP, `message` over
+//! HTTP+SSE), `ending` counts and audits each call once. `headers` says what crosses the gate in either direction.
 
 mod ending;
 mod events;
@@ -11,6 +11,9 @@ mod gather;
 mod headers;
 mod inspect;
 mod json;
+mod listing;
+mod message;
+mod sending;
 mod tap;
 
 pub use ending::{AuditCheck, Audited, Ending, count, line};

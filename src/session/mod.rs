@@ -18,7 +18,7 @@ use aws_lc_rs::digest;
 pub use check::{SESSION_HEADER, SessionCheck};
 pub use keyfile::{KeyFileError, KeyFileWarning, load_or_create};
 pub use seal::{MAX_SEALED, Purpose, SealError, Sealer};
-pub use streams::{OpenStream, StreamHandle, StreamKey, Streams};
+pub use streams::{Answered, Listing, OpenStream, StreamHandle, StreamKey, Streams};
 
 use crate::authn::Principal;
 use crate::upstream::EndpointId;

@@ -3,7 +3,9 @@
 //! 1. A stream is known by a random key, which the client sees only sealed, in its `endpoint` event.
 //! 2. Messages posted to it must come from the stream's own principal, over the same route.
 //! 3. The stream ends the entry: a key of a closed stream is unknown.
-//! 4. Calls whose answers come over the stream wait here, bounded, so that their outcome can be counted.
+//! 4. Calls whose answers come over the stream wait here, bounded, so that their outcome can be counted; a list that is
+//!    gathered page by page waits with its pages, and its id is taken until it is answered, cancelled or lost.
+//! 5. Ids compare by value: a server may spell `"a"` as `"\u0061"`, or 1 as 1.0.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +16,7 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use http::uri::PathAndQuery;
 use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::authn::Principal;
 use crate::mcp::Id;
@@ -23,7 +26,9 @@ use crate::upstream::EndpointId;
 
 /// Calls that may wait for their answer on one stream.
 const MAX_PENDING: usize = 1024;
-/// Refusals that may wait to be written to one stream.
+/// Lists that may be gathered at once for one stream: each may hold 16 MiB.
+const MAX_LISTS: usize = 4;
+/// Messages of the gateway itself that may wait to be written to one stream.
 const MAX_QUEUED: usize = 64;
 
 /// What a stream is known by.
@@ -44,7 +49,83 @@ struct Stream {
     target: PathAndQuery,
     refusals: mpsc::Sender<Bytes>,
     closed: AtomicBool,
-    pending: Mutex<HashMap<Id, Ending>>,
+    pending: Mutex<HashMap<Id, Waiting>>,
+}
+
+/// What waits for an answer.
+enum Waiting {
+    Call(Ending),
+    List {
+        pages: mpsc::Sender<Bytes>,
+        /// Tells the gathering that nobody waits any more.
+        _gone: DropGuard,
+    },
+}
+
+/// What an answer on the stream was for.
+pub enum Answered {
+    Call(Ending),
+    /// A list that is gathered: the page is taken, and not for the client.
+    Page,
+    /// Nothing that waits here.
+    Unknown,
+}
+
+/// The place of a list that is gathered; dropped, the place is free again.
+pub struct Listing {
+    stream: StreamHandle,
+    id: Id,
+    pages: mpsc::Receiver<Bytes>,
+    gone: CancellationToken,
+}
+
+impl Listing {
+    /// Fires when the stream has ended or the call is cancelled.
+    pub fn gone(&self) -> CancellationToken {
+        self.gone.clone()
+    }
+
+    /// The next page.
+    pub async fn page(&mut self) -> Bytes {
+        match self.pages.recv().await {
+            Some(page) => page,
+            // There is none any more, and `gone` says so.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Forgets a page that nobody asked for: a server that answers twice would double its tools (r52).
+    pub fn skip(&mut self) {
+        while self.pages.try_recv().is_ok() {}
+    }
+
+    /// Puts the one answer on the stream, and frees the place; `false` when the stream has ended.
+    pub async fn answer(mut self, event: Bytes) -> bool {
+        let Ok(place) = self.stream.0.refusals.clone().reserve_owned().await else {
+            return false;
+        };
+        // Under the lock, so that the stream is busy until the answer is in its queue.
+        let stream = self.stream.clone();
+        let mut pending = stream.waiting();
+        place.send(event);
+        self.leave(&mut pending);
+        true
+    }
+
+    fn leave(&mut self, pending: &mut HashMap<Id, Waiting>) {
+        self.pages.close();
+        // Another list may have taken the id since this one was cancelled.
+        if matches!(pending.get(&self.id), Some(Waiting::List { pages, .. }) if pages.is_closed()) {
+            pending.remove(&self.id);
+        }
+    }
+}
+
+impl Drop for Listing {
+    fn drop(&mut self) {
+        let stream = self.stream.clone();
+        self.leave(&mut stream.waiting());
+    }
 }
 
 impl std::fmt::Debug for StreamHandle {
@@ -116,7 +197,8 @@ impl Drop for OpenStream {
         self.streams.0.remove(&self.key);
         self.handle.0.closed.store(true, Ordering::Release);
         // Whoever still waited for an answer lost it with the stream: dropping an ending counts it as cancelled.
-        self.handle.waiting().clear();
+        let lost = std::mem::take(&mut *self.handle.waiting());
+        drop(lost);
     }
 }
 
@@ -137,11 +219,49 @@ impl StreamHandle {
     }
 
     /// Remembers a call until its answer passes; over the bound it is let go uncounted as cancelled.
-    pub fn wait_for(&self, id: Id, ending: Ending) {
+    ///
+    /// # Errors
+    /// When a list with that id is still gathered: its pages would be taken for this call's answer.
+    pub fn wait_for(&self, id: &Id, ending: Ending) -> Result<(), Ending> {
+        let id = id.canonical();
         let mut pending = self.waiting();
-        if pending.len() < MAX_PENDING && !self.0.closed.load(Ordering::Acquire) {
-            pending.insert(id, ending);
+        if matches!(pending.get(&id), Some(Waiting::List { .. })) {
+            return Err(ending);
         }
+        if pending.len() < MAX_PENDING && !self.0.closed.load(Ordering::Acquire) {
+            pending.insert(id, Waiting::Call(ending));
+        }
+        Ok(())
+    }
+
+    /// A place for a list that is gathered; `None` when there are too many, one has that id, or the stream has ended.
+    pub fn list(&self, id: &Id) -> Option<Listing> {
+        let id = id.canonical();
+        let mut pending = self.waiting();
+        let lists = pending
+            .values()
+            .filter(|waiting| matches!(waiting, Waiting::List { .. }));
+        if lists.count() >= MAX_LISTS
+            || matches!(pending.get(&id), Some(Waiting::List { .. }))
+            || self.0.closed.load(Ordering::Acquire)
+        {
+            return None;
+        }
+        // One page at a time is asked for.
+        let (sender, pages) = mpsc::channel(1);
+        let gone = CancellationToken::new();
+        let waiting = Waiting::List {
+            pages: sender,
+            _gone: gone.clone().drop_guard(),
+        };
+        pending.insert(id.clone(), waiting);
+        drop(pending);
+        Some(Listing {
+            stream: self.clone(),
+            id,
+            pages,
+            gone,
+        })
     }
 
     /// Whether calls still wait for their answer.
@@ -149,12 +269,33 @@ impl StreamHandle {
         !self.waiting().is_empty()
     }
 
-    /// The call that `id` answers, if it waits.
-    pub fn answered(&self, id: &Id) -> Option<Ending> {
-        self.waiting().remove(id)
+    /// An answer has come: whom it is for.
+    pub fn answered(&self, id: &Id, message: &Bytes) -> Answered {
+        let id = id.canonical();
+        let mut pending = self.waiting();
+        match pending.get(&id) {
+            None => Answered::Unknown,
+            Some(Waiting::List { pages, .. }) => {
+                // Full: it has answered already.
+                let _ = pages.try_send(message.clone());
+                Answered::Page
+            }
+            Some(Waiting::Call(_)) => match pending.remove(&id) {
+                Some(Waiting::Call(ending)) => Answered::Call(ending),
+                _ => Answered::Unknown,
+            },
+        }
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<Id, Ending>> {
+    /// A call will not be answered any more: its ending, unless it is a list, whose gathering ends.
+    pub fn forget(&self, id: &Id) -> Option<Ending> {
+        match self.waiting().remove(&id.canonical())? {
+            Waiting::Call(ending) => Some(ending),
+            Waiting::List { .. } => None,
+        }
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<Id, Waiting>> {
         self.0.pending.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

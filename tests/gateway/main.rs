@@ -1,5 +1,6 @@
 //! The gateway with real sockets: one binary, so that it is linked once.
 
+mod budget;
 mod demo;
 mod gate;
 mod interop;

@@ -69,6 +69,11 @@ impl Upstream {
 
     /// An HTTP+SSE server: every GET opens a stream, whose messages go to a relative URL with a query of its own.
     pub async fn sse() -> Self {
+        Self::sse_tools(1).await
+    }
+
+    /// The same with that many tools, in pages of 50.
+    pub async fn sse_tools(tools: usize) -> Self {
         let open: Arc<Mutex<Vec<mpsc::UnboundedSender<String>>>> = Arc::default();
         Self::start(move |seen| {
             let open = open.clone();
@@ -83,7 +88,7 @@ impl Upstream {
                 if seen.json().get("id").is_some()
                     && let Some(stream) = open.last()
                 {
-                    let _ = stream.send(event(&result(&seen.json(), 1)));
+                    let _ = stream.send(event(&result(&seen.json(), tools)));
                 }
                 status(StatusCode::ACCEPTED)
             }

@@ -1,0 +1,144 @@
+//! How a call is sent, and sent again for its next page.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+
+use super::forward::{is_encoded, is_event_stream};
+use super::headers;
+use crate::call::{Call, Form};
+use crate::config::Balance;
+use crate::credential::OutboundCredential;
+use crate::edge::Rejection;
+use crate::mcp::Era;
+use crate::policy::Permitted;
+use crate::route::Route;
+use crate::session::{SESSION_HEADER, person};
+use crate::upstream::{EndpointId, Outbound, Sent};
+
+/// A permitted call with everything that is sent besides its body.
+pub struct Sending {
+    pub permitted: Permitted,
+    credential: OutboundCredential,
+    headers: HeaderMap,
+    method: Method,
+    target: Option<PathAndQuery>,
+    endpoint: Option<EndpointId>,
+}
+
+impl Sending {
+    /// Readies a call.
+    ///
+    /// # Errors
+    /// When the session's id can't stand in a header.
+    pub fn new(permitted: Permitted, credential: OutboundCredential) -> Result<Self, Rejection> {
+        let call = &permitted.call;
+        let era = match &call.form {
+            Form::Post { era, .. } => Some(*era),
+            Form::Message { .. } => Some(Era::Sse),
+            Form::Get | Form::Delete => None,
+        };
+        let mut headers = headers::outbound(&call.headers, era, &call.route.config.upstream.forward_headers);
+        if let Some(session) = &call.session {
+            let value = HeaderValue::try_from(&*session.upstream).map_err(|_| Rejection::UnknownSession)?;
+            headers.insert(SESSION_HEADER, value);
+        }
+        let (method, target, endpoint) = match &call.form {
+            Form::Post { .. } => (Method::POST, None, None),
+            Form::Message { stream, .. } => {
+                let (endpoint, target) = stream.target();
+                (Method::POST, Some(target.clone()), Some(endpoint.clone()))
+            }
+            Form::Get => (Method::GET, None, None),
+            Form::Delete => (Method::DELETE, None, None),
+        };
+        let endpoint = endpoint.or_else(|| call.session.as_ref().map(|session| session.endpoint.clone()));
+        Ok(Self {
+            permitted,
+            credential,
+            headers,
+            method,
+            target,
+            endpoint,
+        })
+    }
+
+    /// What is sent.
+    pub fn call(&self) -> &Call {
+        &self.permitted.call
+    }
+
+    /// The route it goes over.
+    pub fn route(&self) -> &Arc<Route> {
+        &self.call().route
+    }
+
+    /// The kind of credential that leaves, for the audit.
+    pub fn kind(&self) -> &'static str {
+        self.credential.kind
+    }
+
+    /// The request's era.
+    pub fn era(&self) -> Era {
+        self.call().journey.call.get().map_or(Era::Legacy, |notes| notes.era)
+    }
+
+    /// What `balance: sticky` goes by: hashed only where it is asked for.
+    fn sticky(&self) -> Option<u64> {
+        (self.route().config.upstream.balance == Balance::Sticky).then(|| {
+            let person = person(&self.call().principal);
+            u64::from_be_bytes(person[..8].try_into().expect("eight of 32 bytes"))
+        })
+    }
+
+    /// Sends for the first time, and counts the time that was the gate's own.
+    pub async fn first(&self, body: Bytes) -> Result<Sent, Rejection> {
+        let own = self.call().journey.started.elapsed();
+        let sent = self.again(body, self.endpoint.clone()).await;
+        self.route().metrics.gateway_overhead(own);
+        sent
+    }
+
+    /// Sends a body, to that endpoint if one is named.
+    pub async fn again(&self, body: Bytes, endpoint: Option<EndpointId>) -> Result<Sent, Rejection> {
+        let sent = self
+            .route()
+            .upstream
+            .send(
+                &self.permitted.permit,
+                &self.credential,
+                Outbound {
+                    method: &self.method,
+                    target: self.target.as_ref(),
+                    headers: &self.headers,
+                    body,
+                    endpoint,
+                    sticky: self.sticky(),
+                },
+            )
+            .await?;
+        match sent.response.status() {
+            StatusCode::UNAUTHORIZED => Err(Rejection::CredentialRefused),
+            status if status.is_informational() || status.is_redirection() => {
+                Err(Rejection::UpstreamNonsense("its status is none that MCP knows"))
+            }
+            _ if self.must_be_read() && is_encoded(sent.response.headers()) => Err(Rejection::UpstreamNonsense(
+                "its reply is compressed, and can't be filtered",
+            )),
+            // A comment between two events can't be put between two bytes of a compressed stream.
+            _ if is_event_stream(sent.response.headers()) && is_encoded(sent.response.headers()) => {
+                Err(Rejection::UpstreamNonsense("its event stream is compressed"))
+            }
+            _ => Ok(sent),
+        }
+    }
+
+    /// Whether replies are looked into: where there are rules or a budget, and for batches.
+    fn must_be_read(&self) -> bool {
+        let policy = &self.route().config.policy;
+        let batch = self.call().journey.call.get().is_some_and(|notes| notes.batch);
+        policy.has_rules() || policy.budget().is_some() || batch
+    }
+}
