@@ -1,54 +1,65 @@
 //! A configuration becomes bound listeners, a running service and, in the end, a drained one.
 //!
-//! `serve`, `demo` and the tests all start this.
+//! `serve`, `demo` and the tests all start this. [`Running::reload`] puts another configuration in force: validated and
+//! built first, swapped whole, and with any error the old one stays.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{Admin, AdminState, EndpointStatus, IdentityStatus, RouteStatus, StatusReport};
-use crate::authn::{AuthEvent, Authenticator, RouteAuth};
-use crate::clock::Clock;
+use crate::admin::{Admin, AdminState, ConfigStatus, EndpointStatus, IdentityStatus, RouteStatus, StatusReport};
+use crate::authn::Authenticator;
+use crate::clock::{Clock, UnixSeconds};
 use crate::config::Config;
-use crate::credential::CredentialSource;
-use crate::listener::Listener;
-use crate::metadata::{self, ProtectedResource, WellKnown, WellKnownLayer};
+use crate::generation::{Entrance, Generation, Lasting};
+use crate::listener::{Listener, Tls};
+use crate::rights::Rights;
 use crate::route::Route;
-use crate::session::{self, Sealer, Streams};
-use crate::stack::{Parts, stack};
+use crate::session::Streams;
 use crate::telemetry::{Audit, Metrics};
-use crate::upstream::{Upstream, UpstreamEvent};
 
 /// How long calls in flight may take to finish once the gateway is told to stop.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// How often the age of the issuers' keys is written down.
-const AGES: Duration = Duration::from_secs(5);
-
-/// Why the gateway did not start: what, where and what to do.
-#[derive(Debug, thiserror::Error)]
+/// Why the gateway did not start, or not with this configuration: what, where and what to do.
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct StartError(String);
 
 impl StartError {
-    fn at(place: &str, error: impl std::fmt::Display) -> Self {
+    /// An error at a key of the configuration.
+    pub fn at(place: &str, error: impl std::fmt::Display) -> Self {
         Self(format!("{place}: {error}"))
     }
 }
 
 /// A running gateway.
 pub struct Running {
-    url: String,
     address: SocketAddr,
     admin: Option<SocketAddr>,
-    metrics: Arc<Metrics>,
-    audit: Audit,
-    shutdown: CancellationToken,
+    control: Arc<Control>,
     serving: tokio::task::JoinHandle<()>,
     background: JoinSet<()>,
+}
+
+/// What a reload changes.
+struct Control {
+    current: Arc<ArcSwap<Generation>>,
+    /// The configuration in force and how the last reload went; locked for as long as a reload takes.
+    state: Mutex<ConfigState>,
+    tls: Option<Tls>,
+    lasting: Lasting,
+}
+
+struct ConfigState {
+    config: Config,
+    loaded_at: UnixSeconds,
+    last_error: Option<String>,
 }
 
 /// Makes gateways.
@@ -56,85 +67,64 @@ pub struct Gateway;
 
 impl Gateway {
     /// Binds, builds and serves.
+    ///
+    /// # Errors
+    /// An address that can't be bound, or a file or URL that can't be used.
     pub async fn start(config: Config, clock: Clock) -> Result<Running, StartError> {
         let metrics = Metrics::new();
         let audit = Audit::start(&config.telemetry.audit, metrics.clone())
             .map_err(|error| StartError::at("telemetry.audit", error))?;
-        let sealer = sealer(&config)?;
-        let streams = Arc::new(Streams::default());
         let listener = Listener::bind(&config.listen)
             .await
             .map_err(|error| StartError::at("listen", error))?;
         let address = listener.local_addr();
-        let scheme = if config.listen.tls.is_some() { "https" } else { "http" };
-        let url = config
-            .listen
-            .public_url
-            .clone()
-            .unwrap_or_else(|| format!("{scheme}://{address}"));
-        let authenticator = Authenticator::new(
-            &config.identities,
-            config.roles.clone(),
-            clock.clone(),
-            auth_events(metrics.clone()),
-        )
-        .map_err(|error| StartError::at("identity", error))?;
-        let routes = routes(&config, &url, &metrics, &clock)?;
         let shutdown = CancellationToken::new();
-        let mut background = JoinSet::new();
-        background.spawn(metrics.clone().upkeep(shutdown.clone()));
-        background.spawn(ages(metrics.clone(), authenticator.clone()));
-        let refresher = authenticator.clone();
-        background.spawn(async move {
-            refresher.spawn_refresh().join_all().await;
-        });
-        for route in &routes {
-            let upstream = route.upstream.clone();
-            background.spawn(async move { upstream.check_forever().await });
-        }
+        let lasting = Lasting {
+            metrics: metrics.clone(),
+            audit,
+            streams: Arc::new(Streams::default()),
+            rights: Arc::new(Rights::default()),
+            sealer: OnceLock::new(),
+            clock,
+            address,
+            closing: shutdown.clone(),
+        };
+        let generation = Generation::build(&config, &lasting, None)?;
         let admin = match &config.admin {
             None => None,
-            Some(admin) => {
-                let admin = Admin::bind(admin)
+            Some(admin) => Some(
+                Admin::bind(admin)
                     .await
-                    .map_err(|error| StartError::at("admin", error))?;
-                let address = admin.local_addr();
-                let state = admin_state(metrics.clone(), authenticator.clone(), routes.clone());
-                background.spawn(admin.serve(state, shutdown.clone()));
-                Some(address)
-            }
+                    .map_err(|error| StartError::at("admin", error))?,
+            ),
         };
-        let service = stack(Parts {
-            metrics: metrics.clone(),
-            audit: audit.clone(),
-            hosts: hosts(&config, &url, address),
-            origins: config.listen.allowed_origins.clone(),
-            well_known: well_known(&url, &routes),
-            routes: routes.clone(),
-            authenticator,
-            sealer,
-            streams,
-            clock,
-            body_timeout: config.listen.limits.body_timeout,
-            closing: shutdown.clone(),
+        generation.announce();
+        lasting
+            .rights
+            .replace(generation.routes.clone(), generation.authenticator.clone());
+        let control = Arc::new(Control {
+            current: Arc::new(ArcSwap::from_pointee(generation)),
+            state: Mutex::new(ConfigState {
+                config,
+                loaded_at: lasting.clock.now(),
+                last_error: None,
+            }),
+            tls: listener.tls(),
+            lasting,
         });
-        for route in &routes {
-            if route.config.anonymous {
-                tracing::warn!(
-                    route = route.name(),
-                    "route is anonymous: anyone who reaches it may use it"
-                );
-            }
-            tracing::info!(route = route.name(), url = route.resource, "route is open");
-        }
-        let serving = tokio::spawn(listener.serve(service, shutdown.clone(), GRACE));
+        let mut background = JoinSet::new();
+        background.spawn(metrics.upkeep(shutdown.clone()));
+        let admin = admin.map(|admin| {
+            let address = admin.local_addr();
+            background.spawn(admin.serve(admin_state(control.clone()), shutdown.clone()));
+            address
+        });
+        let entrance = Entrance(control.current.clone());
+        let serving = tokio::spawn(listener.serve(entrance, shutdown, GRACE));
         Ok(Running {
-            url,
             address,
             admin,
-            metrics,
-            audit,
-            shutdown,
+            control,
             serving,
             background,
         })
@@ -144,7 +134,7 @@ impl Gateway {
 impl Running {
     /// The public base URL, without a trailing slash.
     pub fn url(&self) -> String {
-        self.url.clone()
+        self.control.current.load().url.clone()
     }
 
     /// Where it listens.
@@ -159,153 +149,131 @@ impl Running {
 
     /// The metrics, as `/metrics` shows them.
     pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.metrics
+        &self.control.lasting.metrics
+    }
+
+    /// Puts another configuration in force, for requests that arrive from now on. Standing streams stay as long as
+    /// their callers may.
+    ///
+    /// # Errors
+    /// The new configuration can't be used, or not without a restart; the old one stays in force.
+    pub fn reload(&self, config: Config) -> Result<(), StartError> {
+        self.control.reload(config)
+    }
+
+    /// Notes that there was a new configuration, and that it couldn't even be read; the old one stays in force.
+    pub fn reload_failed(&self, error: &str) {
+        self.control.failed(&mut self.control.state(), error.to_owned());
     }
 
     /// Stops accepting, lets calls finish, ends standing streams, writes what the audit still holds.
     pub async fn shutdown(mut self) {
-        self.shutdown.cancel();
+        self.control.lasting.closing.cancel();
         let _ = (&mut self.serving).await;
         self.background.shutdown().await;
-        self.audit.flush().await;
+        self.control.lasting.audit.flush().await;
     }
 }
 
-fn sealer(config: &Config) -> Result<Arc<Sealer>, StartError> {
-    if !config.state.seal_keys.is_empty() {
-        return Ok(Arc::new(Sealer::new(&config.state.seal_keys)));
-    }
-    let (sealer, warning) =
-        session::load_or_create(&config.state.directory).map_err(|error| StartError::at("state.directory", error))?;
-    if let Some(warning) = warning {
-        tracing::warn!("{warning}");
-    }
-    Ok(Arc::new(sealer))
-}
-
-fn routes(config: &Config, url: &str, metrics: &Arc<Metrics>, clock: &Clock) -> Result<Vec<Arc<Route>>, StartError> {
-    config
-        .routes
-        .iter()
-        .map(|route| {
-            let place = |key: &str| format!("routes.{}.{key}", route.name);
-            let counters = metrics.route(&route.name);
-            let upstream = Upstream::new(&route.upstream, upstream_events(counters.clone()))
-                .map_err(|error| StartError::at(&place("upstream"), error))?;
-            let credential = CredentialSource::new(&route.name, &route.credential, clock.clone(), metrics)
-                .map_err(|error| StartError::at(&place("credential"), error))?;
-            let resource = metadata::resource_url(url, &route.path);
-            let vouched = route.identities.iter().any(|identity| !identity.issuer.is_empty());
-            Ok(Arc::new(Route {
-                auth: RouteAuth {
-                    identities: route.identities.iter().map(|identity| identity.name.clone()).collect(),
-                    anonymous: route.anonymous,
-                    resource: resource.clone(),
-                    route: route.name.clone(),
-                },
-                resource_metadata: vouched.then(|| metadata::resource_metadata_url(url, &route.path)),
-                challenge_scopes: route.policy.required_scopes().to_vec(),
-                resource,
-                upstream,
-                credential,
-                metrics: counters,
-                config: route.clone(),
-            }))
-        })
-        .collect()
-}
-
-fn well_known(url: &str, routes: &[Arc<Route>]) -> WellKnownLayer {
-    let issuers: Vec<Vec<String>> = routes
-        .iter()
-        .map(|route| {
-            route
-                .config
-                .identities
-                .iter()
-                .map(|identity| identity.issuer.clone())
-                .collect()
-        })
-        .collect();
-    let scopes: Vec<Vec<String>> = routes
-        .iter()
-        .map(|route| route.config.policy.scopes_supported())
-        .collect();
-    let documents = routes
-        .iter()
-        .zip(issuers.iter().zip(&scopes))
-        .map(|(route, (issuers, scopes))| ProtectedResource {
-            public_url: url,
-            path: &route.config.path,
-            issuers,
-            scopes,
-            name: route.name(),
-        });
-    WellKnownLayer::new(Arc::new(WellKnown::new(documents)))
-}
-
-/// The hosts a request may name: the public one, those allowed, and loopback's own names when bound there.
-fn hosts(config: &Config, url: &str, address: SocketAddr) -> Vec<String> {
-    let mut hosts = config.listen.allowed_hosts.clone();
-    hosts.extend(
-        url::Url::parse(url)
-            .ok()
-            .and_then(|url| url.host_str().map(str::to_owned)),
-    );
-    if address.ip().is_loopback() {
-        hosts.extend(["localhost", "127.0.0.1", "[::1]"].map(str::to_owned));
-    }
-    hosts
-}
-
-fn auth_events(metrics: Arc<Metrics>) -> crate::authn::AuthEvents {
-    Arc::new(move |event| match event {
-        AuthEvent::Validated {
-            route,
-            identity,
-            ok,
-            reason,
-        } => {
-            let result = if ok { "ok" } else { "refused" };
-            metrics.route(route).auth_validation(identity, result, reason);
-        }
-        AuthEvent::JwksRefresh { identity, ok } => {
-            metrics.jwks_refresh(identity, if ok { "ok" } else { "error" });
-        }
-        AuthEvent::CacheHit => metrics.token_cache("verified", "hit"),
-        AuthEvent::CacheMiss => metrics.token_cache("verified", "miss"),
-    })
-}
-
-/// Keeps `jwks_age_seconds`: a gauge that only moved with a refresh would stand still while the issuer is down.
-async fn ages(metrics: Arc<Metrics>, authenticator: Arc<Authenticator>) {
-    let mut every = tokio::time::interval(AGES);
-    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        every.tick().await;
-        for keys in authenticator.state() {
-            if let Some(age) = keys.age {
-                metrics.jwks_age(&keys.identity, Duration::from_secs(age));
+impl Control {
+    fn reload(&self, config: Config) -> Result<(), StartError> {
+        let mut state = self.state();
+        match self.build(&state.config, &config) {
+            Ok((generation, certificate)) => {
+                // Nothing fails from here on.
+                if let (Some(tls), Some(certificate)) = (&self.tls, certificate) {
+                    tls.install(certificate);
+                }
+                self.lasting
+                    .rights
+                    .replace(generation.routes.clone(), generation.authenticator.clone());
+                generation.announce();
+                self.current.store(Arc::new(generation));
+                *state = ConfigState {
+                    config,
+                    loaded_at: self.lasting.clock.now(),
+                    last_error: None,
+                };
+                self.lasting.metrics.config_reload("ok");
+                Ok(())
+            }
+            Err(error) => {
+                self.failed(&mut state, error.to_string());
+                Err(error)
             }
         }
     }
+
+    fn build(&self, old: &Config, new: &Config) -> Result<(Generation, Option<Arc<ServerConfig>>), StartError> {
+        if let Some(key) = needs_restart(old, new) {
+            return Err(StartError::at(
+                key,
+                "this can't change while the gateway runs; restart it, or put the old value back",
+            ));
+        }
+        let certificate = match &new.listen.tls {
+            Some(files) => Some(Tls::read(files).map_err(|error| StartError::at("listen", error))?),
+            None => None,
+        };
+        let before = self.current.load();
+        let generation = Generation::build(new, &self.lasting, Some(&before))?;
+        Ok((generation, certificate))
+    }
+
+    fn failed(&self, state: &mut ConfigState, error: String) {
+        self.lasting.metrics.config_reload("error");
+        state.last_error = Some(error);
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, ConfigState> {
+        // A panic in a reload leaves what was in force before.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-fn upstream_events(metrics: Arc<crate::telemetry::RouteMetrics>) -> crate::upstream::UpstreamEvents {
-    Arc::new(move |event| match event {
-        UpstreamEvent::Connected { ok } => metrics.upstream_connect(if ok { "ok" } else { "error" }),
-        UpstreamEvent::Health { endpoint, healthy } => metrics.upstream_healthy(endpoint, healthy),
-    })
+/// What was bound or opened at the start and stays so.
+fn needs_restart(old: &Config, new: &Config) -> Option<&'static str> {
+    let bounds = |config: &Config| {
+        let limits = &config.listen.limits;
+        (
+            limits.connections,
+            limits.handshake_timeout,
+            limits.header_timeout,
+            limits.headers,
+        )
+    };
+    [
+        ("listen.address", old.listen.address != new.listen.address),
+        ("listen.tls", old.listen.tls.is_some() != new.listen.tls.is_some()),
+        ("listen.limits", bounds(old) != bounds(new)),
+        ("admin", old.admin != new.admin),
+        ("telemetry", old.telemetry != new.telemetry),
+        ("state.directory", old.state.directory != new.state.directory),
+    ]
+    .into_iter()
+    .find_map(|(key, differs)| differs.then_some(key))
 }
 
-fn admin_state(metrics: Arc<Metrics>, authenticator: Arc<Authenticator>, routes: Vec<Arc<Route>>) -> AdminState {
+fn admin_state(control: Arc<Control>) -> AdminState {
     let started = Instant::now();
     AdminState {
-        metrics,
-        status: Arc::new(move || StatusReport {
-            version: env!("CARGO_PKG_VERSION"),
-            uptime: started.elapsed().as_secs(),
-            routes: routes.iter().map(|route| route_status(route, &authenticator)).collect(),
+        metrics: control.lasting.metrics.clone(),
+        status: Arc::new(move || {
+            let generation = control.current.load();
+            let (loaded_at, last_error) = {
+                let state = control.state();
+                (state.loaded_at, state.last_error.clone())
+            };
+            StatusReport {
+                version: env!("CARGO_PKG_VERSION"),
+                uptime: started.elapsed().as_secs(),
+                config: ConfigStatus { loaded_at, last_error },
+                routes: generation
+                    .routes
+                    .iter()
+                    .map(|route| route_status(route, &generation.authenticator))
+                    .collect(),
+            }
         }),
     }
 }

@@ -1,25 +1,23 @@
 //! The layers of a request, in the order it meets them. Nothing else stacks layers.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Response;
 use tokio_util::sync::CancellationToken;
-use tower::{Service, ServiceBuilder};
+use tower::ServiceBuilder;
 
 use crate::authn::{Authenticator, AuthnCheck};
 use crate::call::Intake;
 use crate::clock::Clock;
 use crate::credential::CredentialCheck;
-use crate::edge::access::AccessLayer;
+use crate::edge::CheckLayer;
+use crate::edge::access::{AccessLayer, Front};
 use crate::edge::guard::{HostCheck, OriginLayer};
 use crate::edge::rescue::RescueLayer;
-use crate::edge::{Body, CheckLayer};
-use crate::listener::Incoming;
 use crate::metadata::WellKnownLayer;
 use crate::policy::PolicyCheck;
 use crate::reply::{AuditCheck, Forward, Shared};
+use crate::rights::Rights;
 use crate::route::{Route, Router};
 use crate::session::{Sealer, SessionCheck, Streams};
 use crate::telemetry::{Audit, Metrics};
@@ -36,6 +34,7 @@ pub struct Parts {
     pub authenticator: Arc<Authenticator>,
     pub sealer: Arc<Sealer>,
     pub streams: Arc<Streams>,
+    pub rights: Arc<Rights>,
     pub clock: Clock,
     pub body_timeout: Duration,
     /// Told to stop: standing streams end, calls finish.
@@ -43,10 +42,7 @@ pub struct Parts {
 }
 
 /// Stacks the layers.
-pub fn stack(
-    parts: Parts,
-) -> impl Service<Incoming, Response = Response<Body>, Error = Infallible, Future: Send + 'static> + Clone + Send + 'static
-{
+pub fn stack(parts: Parts) -> Arc<dyn Front> {
     let Parts {
         metrics,
         audit,
@@ -57,11 +53,12 @@ pub fn stack(
         authenticator,
         sealer,
         streams,
+        rights,
         clock,
         body_timeout,
         closing,
     } = parts;
-    ServiceBuilder::new()
+    let front = ServiceBuilder::new()
         // Outermost, so that whatever happens has a request id, a line in the log and a count.
         .layer(AccessLayer::new(metrics))
         // Every failure below ends here; above it there are only responses.
@@ -97,7 +94,9 @@ pub fn stack(
         .service(Forward::new(Shared {
             sealer,
             streams,
+            rights,
             clock,
             closing,
-        }))
+        }));
+    Arc::new(front)
 }

@@ -125,7 +125,7 @@ fn answer(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Ans
 mod tests {
     use std::sync::Arc;
 
-    use super::super::{AdminState, RouteStatus, StatusReport};
+    use super::super::{AdminState, ConfigStatus, RouteStatus, StatusReport};
     use super::*;
     use crate::secret::Secret;
     use crate::telemetry::Metrics;
@@ -137,6 +137,7 @@ mod tests {
         let report = StatusReport {
             version: "1",
             uptime: 3,
+            config: ConfigStatus::default(),
             routes: vec![RouteStatus {
                 name: "notes".into(),
                 path: "/notes/mcp".to_owned(),

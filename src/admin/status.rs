@@ -10,7 +10,17 @@ pub struct StatusReport {
     pub version: &'static str,
     /// Seconds since the start.
     pub uptime: u64,
+    pub config: ConfigStatus,
     pub routes: Vec<RouteStatus>,
+}
+
+/// The configuration in force.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ConfigStatus {
+    /// Seconds since 1970-01-01T00:00:00Z.
+    pub loaded_at: u64,
+    /// Why a newer one was not taken; `null` when the last reload, if any, went well.
+    pub last_error: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]

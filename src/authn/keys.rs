@@ -174,6 +174,13 @@ impl KeyRing {
         }))
     }
 
+    /// Takes over keys that were fetched already. What is read from files is read anew.
+    pub(super) fn inherit(&self, older: &Self) {
+        if matches!(self.source, Source::Jwks(..) | Source::Discovery(_)) {
+            self.current.store(older.current.load_full());
+        }
+    }
+
     /// The keys, unless there are none or they are too old.
     pub(super) fn usable(&self) -> Option<Arc<Fetched>> {
         self.current.load_full().filter(|fetched| self.fresh(fetched))
@@ -322,6 +329,7 @@ impl KeyRing {
         if !keeps_all {
             // After the keys: who still reads the old generation gets a verdict that is void at once.
             self.generation.fetch_add(1, Ordering::Release);
+            (self.events)(AuthEvent::RightsShaken);
         }
     }
 

@@ -80,6 +80,8 @@ pub enum AuthEvent<'a> {
         identity: &'a str,
         ok: bool,
     },
+    /// A key was withdrawn: who was let in by it may have to go.
+    RightsShaken,
     CacheHit,
     CacheMiss,
 }
@@ -169,6 +171,35 @@ impl Authenticator {
             .collect()
     }
 
+    /// Takes over the keys that an older configuration has fetched, where the same issuer is asked for them in the same
+    /// way: a reload while the issuer is down must not lock everybody out.
+    pub fn inherit(&self, older: &Self) {
+        for voucher in &self.vouchers {
+            let before = older.vouchers.iter().find(|before| {
+                before.identity.issuer == voucher.identity.issuer && before.identity.keys == voucher.identity.keys
+            });
+            if let Some(before) = before {
+                voucher.keys.inherit(&before.keys);
+            }
+        }
+    }
+
+    /// Whether a caller who was let in on this route earlier would be let in today, and as whom.
+    ///
+    /// # Errors
+    /// As [`Authenticator::authenticate`].
+    pub async fn reconsider(&self, route: &RouteAuth, token: Option<&Secret>) -> Result<Arc<Principal>, AuthnError> {
+        let Some(token) = token else {
+            return if route.anonymous {
+                Ok(self.nobody.clone())
+            } else {
+                Err(AuthnError::MissingToken { malformed: false })
+            };
+        };
+        let caller = self.vouch(route, token.expose()).await;
+        caller.map(|caller| caller.principal).map_err(|refusal| refusal.error)
+    }
+
     /// Who is calling.
     ///
     /// # Errors
@@ -232,6 +263,10 @@ impl Authenticator {
             }
             return Err(Refusal::nobodys(AuthnError::MissingToken { malformed: false }));
         };
+        self.vouch(route, token).await
+    }
+
+    async fn vouch(&self, route: &RouteAuth, token: &str) -> Result<Authenticated, Refusal> {
         let (index, verified) = self.verified(route, token).await?;
         let identity = &self.vouchers[index].identity;
         verified

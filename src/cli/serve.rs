@@ -1,14 +1,16 @@
-//! `portcullis serve`: the gateway, until SIGTERM or Ctrl-C.
+//! `portcullis serve`: the gateway, until SIGTERM or Ctrl-C; a changed configuration is taken up as it goes.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::block_in_place;
 
 use crate::clock::Clock;
-use crate::config::Config;
-use crate::gateway::Gateway;
+use crate::config::watch::Watch;
+use crate::config::{Config, Diagnostics, Loaded};
+use crate::gateway::{Gateway, Running};
 use crate::telemetry;
 
 /// Run the gateway
@@ -22,7 +24,8 @@ pub struct Serve {
 impl Serve {
     /// Runs until told to stop.
     pub async fn run(self) -> ExitCode {
-        let loaded = match Config::load(&self.config, &|name| std::env::var(name).ok()) {
+        let mut watch = Watch::new(vec![self.config.clone()]);
+        let loaded = match self.load() {
             Ok(loaded) => loaded,
             Err(errors) => {
                 eprintln!("{errors}");
@@ -44,6 +47,14 @@ impl Serve {
                 return ExitCode::FAILURE;
             }
         };
+        let hangup = match signal(SignalKind::hangup()) {
+            Ok(hangup) => hangup,
+            Err(error) => {
+                eprintln!("cannot listen for SIGHUP: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
+        watch.add(&loaded.files);
         let running = match Gateway::start(loaded.config, Clock::system()).await {
             Ok(running) => running,
             Err(error) => {
@@ -55,9 +66,43 @@ impl Serve {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = tokio::signal::ctrl_c() => {}
+            () = self.reload(&running, watch, hangup) => {}
         }
         tracing::info!("stopping: calls in flight may finish, standing streams end");
         running.shutdown().await;
         ExitCode::SUCCESS
+    }
+
+    fn load(&self) -> Result<Loaded, Diagnostics> {
+        Config::load(&self.config, &|name| std::env::var(name).ok())
+    }
+
+    /// Puts what changes into force, for ever: on SIGHUP, and when the file or one it was read from changes.
+    async fn reload(&self, running: &Running, mut watch: Watch, mut hangup: Signal) {
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => {}
+                () = watch.changed() => {}
+            }
+            // Files are read and keys parsed: requests go on meanwhile on the other threads.
+            let loaded = match block_in_place(|| self.load()) {
+                Ok(loaded) => loaded,
+                Err(errors) => {
+                    tracing::error!("the configuration stays as it was, for the new one has errors:\n{errors}");
+                    running.reload_failed(&errors.to_string());
+                    continue;
+                }
+            };
+            for warning in &loaded.warnings {
+                tracing::warn!("{warning}");
+            }
+            watch.add(&loaded.files);
+            match block_in_place(|| running.reload(loaded.config)) {
+                Ok(()) => tracing::info!("the new configuration is in force"),
+                Err(error) => {
+                    tracing::error!("the configuration stays as it was, for the new one can't be used: {error}");
+                }
+            }
+        }
     }
 }

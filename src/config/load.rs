@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64::Engine;
@@ -25,6 +25,8 @@ const MIN_HEADERS: usize = 8 * 1024;
 pub struct Loaded {
     pub config: Config,
     pub warnings: Vec<Diagnostic>,
+    /// Whatever it was read from, besides the file itself: certificates, key sets, secrets.
+    pub files: Vec<PathBuf>,
 }
 
 impl Config {
@@ -61,7 +63,11 @@ impl Config {
         env: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Loaded, Diagnostics> {
         let report = Report::default();
-        let sources = Sources { directory, env };
+        let sources = Sources {
+            directory,
+            env,
+            files: &report.files,
+        };
         let root = tree::parse(text, &sources, &mut report.errors.borrow_mut());
         let broken = !report.errors.borrow().is_empty() && root.is_none();
         let unread: Vec<Place> = report.errors.borrow().iter().map(|error| error.place).collect();
@@ -99,6 +105,7 @@ impl Config {
             Some(config) if errors.is_empty() => Ok(Loaded {
                 config,
                 warnings: finish(report.warnings.into_inner()),
+                files: report.files.into_inner(),
             }),
             _ => Err(Diagnostics(errors)),
         }

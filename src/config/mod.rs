@@ -16,6 +16,7 @@ mod tests;
 mod tree;
 mod upstreams;
 mod values;
+pub mod watch;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub use load::Loaded;
@@ -90,6 +91,7 @@ impl Default for ListenLimits {
 }
 
 /// The port for operators.
+#[derive(PartialEq, Eq)]
 pub struct Admin {
     pub address: SocketAddr,
     /// Needed for `/status` off loopback.
@@ -166,6 +168,7 @@ pub struct Identity {
 }
 
 /// Where an identity's verification keys come from.
+#[derive(PartialEq, Eq)]
 pub enum KeySource {
     /// RFC 8414, then OpenID Connect discovery, from the issuer.
     Discovery,

@@ -5,6 +5,7 @@
 //! the schema: the two can't disagree.
 
 use std::cell::RefCell;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Map, Value as Json, json};
@@ -18,6 +19,8 @@ use crate::secret::Secret;
 pub struct Report {
     pub errors: RefCell<Vec<Diagnostic>>,
     pub warnings: RefCell<Vec<Diagnostic>>,
+    /// Files that the configuration is made of, besides its own.
+    pub files: RefCell<Vec<PathBuf>>,
 }
 
 /// A value with its place, for errors found later.
@@ -67,6 +70,11 @@ const DEFAULT_SECRETS: [&str; 8] = [
 
 impl<'a> Section<'a> {
     /// The whole file.
+    /// Notes a file that is read where the configuration is used: when it changes, the configuration does.
+    pub fn reads(&self, file: &Path) {
+        self.report.files.borrow_mut().push(file.to_owned());
+    }
+
     pub fn root(node: Option<&'a Node>, report: &'a Report) -> Self {
         Self::of(node, String::new(), report, false)
     }

@@ -96,7 +96,9 @@ fn the_shipped_files_load_without_a_warning() {
 #[test]
 fn the_reference_holds_every_key_and_no_other() {
     let directory = secrets();
+    let files = std::cell::RefCell::default();
     let sources = tree::Sources {
+        files: &files,
         directory: directory.path(),
         env: &env,
     };

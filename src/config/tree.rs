@@ -4,9 +4,10 @@
 //! 2. `${env:NAME}` and `${file:PATH}` are replaced in values, once, and what came from there is never quoted back.
 //! 3. Depth is bounded at 32, size at 1 MiB.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 
@@ -53,6 +54,8 @@ pub struct Scalar {
 pub struct Sources<'a> {
     pub directory: &'a Path,
     pub env: &'a dyn Fn(&str) -> Option<String>,
+    /// The files that were read for a value.
+    pub files: &'a RefCell<Vec<PathBuf>>,
 }
 
 /// Reads a file's text.
@@ -274,6 +277,7 @@ fn resolve(reference: &str, sources: &Sources<'_>) -> Result<String, (String, St
         }),
         Some(("file", path)) => {
             let full = sources.directory.join(path);
+            sources.files.borrow_mut().push(full.clone());
             let failed = |cause: String| {
                 (
                     format!("cannot read {path}: {cause}"),

@@ -34,16 +34,19 @@ pub(super) fn texts_of(node: &Node) -> Option<Vec<String>> {
         .collect()
 }
 
+/// A file that is read once the configuration is used.
 pub(super) fn path(section: &Section<'_>, key: &'static str, about: &str, directory: &Path) -> Option<PathBuf> {
-    section
+    let file = section
         .parsed(key, about, |text| {
             if text.is_empty() {
                 Err("name a file".to_owned())
             } else {
                 Ok(directory.join(text))
             }
-        })
-        .map(|at| at.value)
+        })?
+        .value;
+    section.reads(&file);
+    Some(file)
 }
 
 pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {

@@ -2,11 +2,10 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
 use http::{HeaderName, Response};
-use tower::{Layer, Service};
+use tower::Layer;
 
 use super::body::Body;
 use super::check::{Arrival, Stage};
@@ -41,7 +40,13 @@ impl<S> Layer<S> for AccessLayer {
     }
 }
 
-/// The service of [`AccessLayer`]: where tower's world ends and the stages begin.
+/// Answers requests: what a whole stack is to those who needn't know of what it is made.
+pub trait Front: Send + Sync {
+    /// Takes a request to its response; the one box of its way.
+    fn answer(&self, incoming: Incoming) -> BoxFuture<'static, Result<Response<Body>, Infallible>>;
+}
+
+/// The front of [`AccessLayer`].
 pub struct Access<S>(Arc<Inner<S>>);
 
 struct Inner<S> {
@@ -49,25 +54,11 @@ struct Inner<S> {
     inner: S,
 }
 
-impl<S> Clone for Access<S> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<S> Service<Incoming> for Access<S>
+impl<S> Front for Access<S>
 where
     S: Stage<Arrival<RequestBody>, Error = Infallible>,
 {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, incoming: Incoming) -> Self::Future {
+    fn answer(&self, incoming: Incoming) -> BoxFuture<'static, Result<Response<Body>, Infallible>> {
         let access = self.0.clone();
         Box::pin(async move { Ok(access.serve(incoming).await) })
     }

@@ -32,6 +32,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt};
 
+pub use tls::Tls;
+
 use crate::config::{self, ListenLimits};
 use crate::edge::Body;
 
@@ -83,7 +85,7 @@ pub struct ConnectionInfo {
 pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
     limits: ListenLimits,
 }
 
@@ -93,7 +95,7 @@ impl Listener {
     /// # Errors
     /// When the address is taken or the certificate can't be used.
     pub async fn bind(config: &config::Listen) -> Result<Self, BindError> {
-        let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
+        let tls = config.tls.as_ref().map(Tls::new).transpose()?;
         let at = |cause| BindError::Address {
             address: config.address,
             cause,
@@ -110,6 +112,11 @@ impl Listener {
     /// The bound address.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The certificate in use, to be replaced while it serves; `None` on a plain listener.
+    pub fn tls(&self) -> Option<Tls> {
+        self.tls.clone()
     }
 
     /// Serves until `shutdown`, then drains for at most `grace`.
@@ -143,7 +150,7 @@ impl Listener {
             };
             let _ = socket.set_nodelay(true);
             let connection = Connection {
-                tls: self.tls.clone(),
+                tls: self.tls.as_ref().map(Tls::acceptor),
                 handshake_timeout: self.limits.handshake_timeout,
                 header_timeout: self.limits.header_timeout,
                 protocol: protocol.clone(),

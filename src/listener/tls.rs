@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -11,11 +12,39 @@ use tokio_rustls::TlsAcceptor;
 use super::BindError;
 use crate::config::ServerTls;
 
-/// Reads certificate and key.
-///
-/// # Errors
-/// When a file can't be read, holds nothing usable, or the two don't belong together.
-pub fn acceptor(files: &ServerTls) -> Result<TlsAcceptor, BindError> {
+/// The certificate in use; connections that come after a change get the new one.
+#[derive(Clone)]
+pub struct Tls(Arc<ArcSwap<ServerConfig>>);
+
+impl Tls {
+    /// Reads certificate and key.
+    ///
+    /// # Errors
+    /// See [`Tls::read`].
+    pub fn new(files: &ServerTls) -> Result<Self, BindError> {
+        Ok(Self(Arc::new(ArcSwap::new(server_config(files)?))))
+    }
+
+    /// Reads what may be installed later.
+    ///
+    /// # Errors
+    /// When a file can't be read, holds nothing usable, or the two don't belong together.
+    pub fn read(files: &ServerTls) -> Result<Arc<ServerConfig>, BindError> {
+        server_config(files)
+    }
+
+    /// For connections from now on.
+    pub fn install(&self, config: Arc<ServerConfig>) {
+        self.0.store(config);
+    }
+
+    /// For one connection.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.0.load_full())
+    }
+}
+
+fn server_config(files: &ServerTls) -> Result<Arc<ServerConfig>, BindError> {
     let chain: Vec<_> = CertificateDer::pem_file_iter(&files.certificate)
         .and_then(Iterator::collect)
         .map_err(|error| pem(&files.certificate, error))?;
@@ -32,7 +61,7 @@ pub fn acceptor(files: &ServerTls) -> Result<TlsAcceptor, BindError> {
         .with_no_client_auth()
         .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    Ok(Arc::new(config))
 }
 
 fn pem(path: &Path, cause: impl std::fmt::Display) -> BindError {

@@ -4,13 +4,15 @@
 //!    told apart, whole events are looked at, and an unchanged event's bytes are still the upstream's. Nothing waits for
 //!    more to come; but what has come already leaves together, up to 16 KiB in one write.
 //! 2. A comment goes out after 15 s of silence, between events only.
-//! 3. A standing stream has no idle end, but ends when its caller's token does, and when the gateway is told to stop:
-//!    hyper's graceful end waits for every open response, so one idle stream would use up the whole grace period.
+//! 3. A standing stream has no idle end, but ends when its caller's token does, when a reload or an issuer takes the
+//!    caller's right away ([`crate::rights`]), and when the gateway is told to stop: hyper's graceful end waits for every
+//!    open response, so one idle stream would use up the whole grace period.
 //! 4. Dropping the stream drops the upstream's body, which aborts the upstream request; its [`Ending`]s count themselves
 //!    as cancelled.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
+use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +30,7 @@ use super::tap::Tap;
 use crate::edge::{Body, BodyError};
 use crate::mcp::MessageOutcome;
 use crate::mcp::sse::Decoder;
+use crate::rights::{Claim, Lost, Rights};
 use crate::session::OpenStream;
 use crate::telemetry::{GaugeGuard, Outcome};
 use crate::upstream::UpstreamBody;
@@ -60,6 +64,11 @@ pub struct Standing {
     pub until: Option<Instant>,
     /// The gateway is told to stop.
     pub closing: CancellationToken,
+    /// By what right it stands.
+    pub claim: Claim,
+    pub rights: Arc<Rights>,
+    /// Told when the claim has to be looked at again.
+    pub shaken: watch::Receiver<()>,
 }
 
 impl Standing {
@@ -67,13 +76,21 @@ impl Standing {
         self.until.is_some_and(|until| until <= Instant::now())
     }
 
-    /// A stream that calls are still answered on is told to stop when they are.
-    async fn over(&self, busy: bool) {
+    /// Why it can't go on as it did. A stream that calls are still answered on is told to stop when they are.
+    async fn interrupted(&mut self, busy: bool) -> Interruption {
         tokio::select! {
-            () = self.closing.cancelled(), if !busy => {}
-            () = at(self.until) => {}
+            () = self.closing.cancelled(), if !busy => Interruption::End,
+            () = at(self.until) => Interruption::End,
+            Ok(()) = self.shaken.changed() => Interruption::Shaken,
         }
     }
+}
+
+enum Interruption {
+    /// The token has ended, or the gateway stops.
+    End,
+    /// The caller's rights may have changed.
+    Shaken,
 }
 
 /// How closely a stream is looked at.
@@ -141,10 +158,13 @@ impl Flow {
             tokio::select! {
                 biased;
                 // A token's end counts more than whatever there still is to say.
-                () = over(self.relay.standing.as_ref(), busy) => {
-                    // A call may have come while nobody looked.
-                    self.ended = !self.is_busy() || self.relay.standing.as_ref().is_some_and(Standing::is_expired);
-                }
+                interruption = interrupted(&mut self.relay.standing, busy) => match interruption {
+                    Interruption::End => {
+                        // A call may have come while nobody looked.
+                        self.ended = !self.is_busy() || self.relay.standing.as_ref().is_some_and(Standing::is_expired);
+                    }
+                    Interruption::Shaken => self.reconsider().await,
+                },
                 frame = self.relay.upstream.frame() => self.came(frame),
                 Some(told) = told(&mut self.relay.open), if boundary => {
                     self.relay.prelude.push_back(told);
@@ -160,6 +180,28 @@ impl Flow {
                     }
                 }
             }
+        }
+    }
+
+    /// Ends when the caller's right is gone; else what is still to come is seen with today's rules.
+    async fn reconsider(&mut self) {
+        let Some(standing) = &mut self.relay.standing else {
+            return;
+        };
+        match standing.rights.check(&standing.claim).await {
+            Ok(claim) => {
+                match &mut self.relay.view {
+                    View::Inspect(inspection) => {
+                        let (_, inspector) = &mut **inspection;
+                        inspector.route = claim.route.clone();
+                        inspector.principal = claim.principal.clone();
+                    }
+                    // Nobody has looked at what passed, so nobody could begin to in the middle: the client opens it anew.
+                    View::Pass(_) => self.ended = claim.route.config.policy.has_rules(),
+                }
+                standing.claim = claim;
+            }
+            Err(Lost) => self.ended = true,
         }
     }
 
@@ -280,9 +322,9 @@ async fn or_a_turn<T>(mut future: impl Future<Output = T> + Unpin) -> Option<T> 
     .await
 }
 
-async fn over(standing: Option<&Standing>, busy: bool) {
+async fn interrupted(standing: &mut Option<Standing>, busy: bool) -> Interruption {
     match standing {
-        Some(standing) => standing.over(busy).await,
+        Some(standing) => standing.interrupted(busy).await,
         None => std::future::pending().await,
     }
 }

@@ -33,6 +33,7 @@ use crate::edge::{Body, Rejection, Stage, full};
 use crate::mcp::sse::Decoder;
 use crate::mcp::{self, Era, Kind, Payload};
 use crate::policy::{Decision, Permitted};
+use crate::rights::{Claim, Rights};
 use crate::session::{SESSION_HEADER, Sealer, Session, Streams};
 use crate::telemetry::Outcome;
 use crate::upstream::{Sent, UpstreamBody};
@@ -45,6 +46,7 @@ const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-versi
 pub struct Shared {
     pub sealer: Arc<Sealer>,
     pub streams: Arc<Streams>,
+    pub rights: Arc<Rights>,
     pub clock: Clock,
     /// Told when the gateway stops.
     pub closing: CancellationToken,
@@ -187,7 +189,7 @@ impl Shared {
                 view,
                 endings: std::mem::take(endings),
                 prelude,
-                standing: listens.then(|| self.standing(&call.principal)),
+                standing: listens.then(|| self.standing(call)),
                 open: None,
                 _guard: call.route.metrics.stream(),
             });
@@ -288,7 +290,7 @@ impl Shared {
             view,
             endings: Vec::new(),
             prelude: VecDeque::new(),
-            standing: Some(self.standing(&call.principal)),
+            standing: Some(self.standing(call)),
             open: None,
             _guard: call.route.metrics.stream(),
         });
@@ -306,10 +308,20 @@ impl Shared {
         }
     }
 
-    fn standing(&self, principal: &Principal) -> Standing {
+    fn standing(&self, call: &Call) -> Standing {
+        let mut shaken = self.rights.subscribe();
+        // Much may have happened since the request was let in: the claim is looked at once in any case.
+        shaken.mark_changed();
         Standing {
-            until: self.expiry(principal),
+            until: self.expiry(&call.principal),
             closing: self.closing.clone(),
+            claim: Claim {
+                route: call.route.clone(),
+                principal: call.principal.clone(),
+                token: call.token.as_ref().map(|token| token.0.clone()),
+            },
+            rights: self.rights.clone(),
+            shaken,
         }
     }
 

@@ -99,6 +99,13 @@ impl Metrics {
             .increment(1);
     }
 
+    /// Counts a reload of the configuration: `ok` or `error`.
+    pub fn config_reload(&self, result: &'static str) {
+        self.registry
+            .counter(CONFIG_RELOADS, &[("result", result)])
+            .increment(1);
+    }
+
     /// How old an identity's keys are.
     pub fn jwks_age(&self, identity: &str, age: Duration) {
         self.registry

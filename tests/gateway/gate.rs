@@ -11,7 +11,7 @@ use hyper_util::rt::TokioExecutor;
 use portcullis::cli::demo::issuer::DevelopmentIssuer;
 use portcullis::clock::Clock;
 use portcullis::config::Config;
-use portcullis::gateway::{Gateway, Running};
+use portcullis::gateway::{Gateway, Running, StartError};
 use serde_json::{Value, json};
 
 use super::upstream::Upstream;
@@ -23,6 +23,16 @@ pub struct Gate {
     pub clock: Clock,
     /// The audit file and the state live here.
     pub directory: tempfile::TempDir,
+    /// The configuration's text before the test's part.
+    before: String,
+}
+
+fn config(before: &str, yaml: &str, directory: &tempfile::TempDir) -> Config {
+    let text = format!("{before}{yaml}");
+    match Config::parse(&text, "test.yaml", directory.path(), &|_| None) {
+        Ok(loaded) => loaded.config,
+        Err(errors) => panic!("the test's configuration is wrong: {errors}\n{text}"),
+    }
 }
 
 /// What came back, read whole.
@@ -89,16 +99,14 @@ impl Gate {
             issuer.issuer()
         );
         let identity = identity.unwrap_or(&corp);
-        let text = format!(
+        let before = format!(
             "listen:\n  address: 127.0.0.1:0\n  allowed_origins: [\"https://app.example\"]\n{listen}\
              admin: {{address: \"127.0.0.1:0\"}}\n\
              telemetry: {{audit: {{file: audit.jsonl}}}}\n\
              identity:\n{identity}\
-             roles:\n  reader: [\"scope:notes.read\"]\n  editor: [\"role:notes-editor\"]\n{yaml}"
+             roles:\n  reader: [\"scope:notes.read\"]\n  editor: [\"role:notes-editor\"]\n"
         );
-        let loaded = Config::parse(&text, "test.yaml", directory.path(), &|_| None)
-            .unwrap_or_else(|errors| panic!("the test's configuration is wrong: {errors}\n{text}"));
-        let running = Gateway::start(loaded.config, clock.clone())
+        let running = Gateway::start(config(&before, yaml, &directory), clock.clone())
             .await
             .expect("the gateway starts");
         Self {
@@ -106,7 +114,26 @@ impl Gate {
             issuer,
             clock,
             directory,
+            before,
         }
+    }
+
+    /// Puts another configuration in force; what stands before `yaml` stays.
+    ///
+    /// # Errors
+    /// As [`Running::reload`].
+    pub fn reload(&self, yaml: &str) -> Result<(), StartError> {
+        self.running.reload(config(&self.before, yaml, &self.directory))
+    }
+
+    /// The same, with what stands before changed by replacing one text by another.
+    ///
+    /// # Errors
+    /// As [`Running::reload`].
+    pub fn reload_replacing(&self, old: &str, new: &str, yaml: &str) -> Result<(), StartError> {
+        assert!(self.before.contains(old), "nothing to replace: {}", self.before);
+        let before = self.before.replace(old, new);
+        self.running.reload(config(&before, yaml, &self.directory))
     }
 
     /// The MCP endpoint of route `notes`.

@@ -6,6 +6,7 @@ mod gate;
 mod interop;
 mod refusals;
 mod regressions;
+mod reload;
 mod review;
 mod rmcp_server;
 mod shot;

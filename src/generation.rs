@@ -1,0 +1,296 @@
+//! Everything that one configuration makes: identities, routes, documents and the stack over them.
+//!
+//! 1. A reload makes another generation and puts it in the first one's place, whole: a request is served by one
+//!    configuration from its beginning to its end.
+//! 2. Connections, sessions, metrics and the audit log outlive generations; so do the issuers' keys, where the same issuer
+//!    is asked for them in the same way. Pools, caches and balancers are made anew.
+//! 3. What an old generation still carries it carries to the end; its background tasks end with it.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
+use http::Response;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tower::Service;
+
+use crate::authn::{AuthEvent, Authenticator, RouteAuth};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::credential::CredentialSource;
+use crate::edge::Body;
+use crate::edge::access::Front;
+use crate::gateway::StartError;
+use crate::listener::Incoming;
+use crate::metadata::{self, ProtectedResource, WellKnown, WellKnownLayer};
+use crate::rights::Rights;
+use crate::route::Route;
+use crate::session::{self, Sealer, Streams};
+use crate::stack::{Parts, stack};
+use crate::telemetry::{Audit, Metrics};
+use crate::upstream::{Upstream, UpstreamEvent};
+
+/// How often the age of the issuers' keys is written down.
+const AGES: Duration = Duration::from_secs(5);
+
+/// What outlives configurations.
+pub struct Lasting {
+    pub metrics: Arc<Metrics>,
+    pub audit: Audit,
+    pub streams: Arc<Streams>,
+    pub rights: Arc<Rights>,
+    /// The key in `state.directory`, or in memory where that can't be written: read once, for while no `seal_keys` are
+    /// configured every generation must open what the others sealed.
+    pub sealer: OnceLock<Arc<Sealer>>,
+    pub clock: Clock,
+    /// Where the gateway listens.
+    pub address: SocketAddr,
+    /// Told to stop: standing streams end, calls finish.
+    pub closing: CancellationToken,
+}
+
+/// One configuration, in force.
+pub struct Generation {
+    /// The public base URL, without a trailing slash.
+    pub url: String,
+    pub routes: Vec<Arc<Route>>,
+    pub authenticator: Arc<Authenticator>,
+    front: Arc<dyn Front>,
+    /// Ends with it.
+    _background: JoinSet<()>,
+}
+
+impl Generation {
+    /// Builds and checks everything; nothing of it is in force yet.
+    ///
+    /// # Errors
+    /// What can't be used, by its key in the configuration.
+    pub fn build(config: &Config, lasting: &Lasting, before: Option<&Self>) -> Result<Self, StartError> {
+        let Lasting {
+            metrics,
+            audit,
+            streams,
+            rights,
+            sealer,
+            clock,
+            address,
+            closing,
+        } = lasting;
+        let scheme = if config.listen.tls.is_some() { "https" } else { "http" };
+        let url = config
+            .listen
+            .public_url
+            .clone()
+            .unwrap_or_else(|| format!("{scheme}://{address}"));
+        let authenticator = Authenticator::new(
+            &config.identities,
+            config.roles.clone(),
+            clock.clone(),
+            auth_events(metrics.clone(), rights.clone()),
+        )
+        .map_err(|error| StartError::at("identity", error))?;
+        if let Some(before) = before {
+            authenticator.inherit(&before.authenticator);
+        }
+        let routes = routes(config, &url, metrics, clock)?;
+        let front = stack(Parts {
+            metrics: metrics.clone(),
+            audit: audit.clone(),
+            hosts: hosts(config, &url, *address),
+            origins: config.listen.allowed_origins.clone(),
+            well_known: well_known(&url, &routes),
+            routes: routes.clone(),
+            authenticator: authenticator.clone(),
+            sealer: self::sealer(config, sealer)?,
+            streams: streams.clone(),
+            rights: rights.clone(),
+            clock: clock.clone(),
+            body_timeout: config.listen.limits.body_timeout,
+            closing: closing.clone(),
+        });
+        let mut background = JoinSet::new();
+        background.spawn(ages(metrics.clone(), authenticator.clone()));
+        let refresher = authenticator.clone();
+        background.spawn(async move {
+            refresher.spawn_refresh().join_all().await;
+        });
+        for route in &routes {
+            let upstream = route.upstream.clone();
+            background.spawn(async move { upstream.check_forever().await });
+        }
+        Ok(Self {
+            url,
+            routes,
+            authenticator,
+            front,
+            _background: background,
+        })
+    }
+
+    /// Says which routes are open, and to whom.
+    pub fn announce(&self) {
+        for route in &self.routes {
+            if route.config.anonymous {
+                tracing::warn!(
+                    route = route.name(),
+                    "route is anonymous: anyone who reaches it may use it"
+                );
+            }
+            tracing::info!(route = route.name(), url = route.resource, "route is open");
+        }
+    }
+}
+
+/// Serves every request by the generation that is in force when it arrives.
+#[derive(Clone)]
+pub struct Entrance(pub Arc<ArcSwap<Generation>>);
+
+impl Service<Incoming> for Entrance {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, incoming: Incoming) -> Self::Future {
+        self.0.load().front.answer(incoming)
+    }
+}
+
+fn sealer(config: &Config, own: &OnceLock<Arc<Sealer>>) -> Result<Arc<Sealer>, StartError> {
+    if !config.state.seal_keys.is_empty() {
+        return Ok(Arc::new(Sealer::new(&config.state.seal_keys)));
+    }
+    if let Some(sealer) = own.get() {
+        return Ok(sealer.clone());
+    }
+    let (sealer, warning) =
+        session::load_or_create(&config.state.directory).map_err(|error| StartError::at("state.directory", error))?;
+    if let Some(warning) = warning {
+        tracing::warn!("{warning}");
+    }
+    Ok(own.get_or_init(|| Arc::new(sealer)).clone())
+}
+
+fn routes(config: &Config, url: &str, metrics: &Arc<Metrics>, clock: &Clock) -> Result<Vec<Arc<Route>>, StartError> {
+    config
+        .routes
+        .iter()
+        .map(|route| {
+            let place = |key: &str| format!("routes.{}.{key}", route.name);
+            let counters = metrics.route(&route.name);
+            let upstream = Upstream::new(&route.upstream, upstream_events(counters.clone()))
+                .map_err(|error| StartError::at(&place("upstream"), error))?;
+            let credential = CredentialSource::new(&route.name, &route.credential, clock.clone(), metrics)
+                .map_err(|error| StartError::at(&place("credential"), error))?;
+            let resource = metadata::resource_url(url, &route.path);
+            let vouched = route.identities.iter().any(|identity| !identity.issuer.is_empty());
+            Ok(Arc::new(Route {
+                auth: RouteAuth {
+                    identities: route.identities.iter().map(|identity| identity.name.clone()).collect(),
+                    anonymous: route.anonymous,
+                    resource: resource.clone(),
+                    route: route.name.clone(),
+                },
+                resource_metadata: vouched.then(|| metadata::resource_metadata_url(url, &route.path)),
+                challenge_scopes: route.policy.required_scopes().to_vec(),
+                resource,
+                upstream,
+                credential,
+                metrics: counters,
+                config: route.clone(),
+            }))
+        })
+        .collect()
+}
+
+fn well_known(url: &str, routes: &[Arc<Route>]) -> WellKnownLayer {
+    let issuers: Vec<Vec<String>> = routes
+        .iter()
+        .map(|route| {
+            route
+                .config
+                .identities
+                .iter()
+                .map(|identity| identity.issuer.clone())
+                .collect()
+        })
+        .collect();
+    let scopes: Vec<Vec<String>> = routes
+        .iter()
+        .map(|route| route.config.policy.scopes_supported())
+        .collect();
+    let documents = routes
+        .iter()
+        .zip(issuers.iter().zip(&scopes))
+        .map(|(route, (issuers, scopes))| ProtectedResource {
+            public_url: url,
+            path: &route.config.path,
+            issuers,
+            scopes,
+            name: route.name(),
+        });
+    WellKnownLayer::new(Arc::new(WellKnown::new(documents)))
+}
+
+/// The hosts a request may name: the public one, those allowed, and loopback's own names when bound there.
+fn hosts(config: &Config, url: &str, address: SocketAddr) -> Vec<String> {
+    let mut hosts = config.listen.allowed_hosts.clone();
+    hosts.extend(
+        url::Url::parse(url)
+            .ok()
+            .and_then(|url| url.host_str().map(str::to_owned)),
+    );
+    if address.ip().is_loopback() {
+        hosts.extend(["localhost", "127.0.0.1", "[::1]"].map(str::to_owned));
+    }
+    hosts
+}
+
+fn auth_events(metrics: Arc<Metrics>, rights: Arc<Rights>) -> crate::authn::AuthEvents {
+    Arc::new(move |event| match event {
+        AuthEvent::Validated {
+            route,
+            identity,
+            ok,
+            reason,
+        } => {
+            let result = if ok { "ok" } else { "refused" };
+            metrics.route(route).auth_validation(identity, result, reason);
+        }
+        AuthEvent::JwksRefresh { identity, ok } => {
+            metrics.jwks_refresh(identity, if ok { "ok" } else { "error" });
+        }
+        AuthEvent::RightsShaken => rights.reconsider(),
+        AuthEvent::CacheHit => metrics.token_cache("verified", "hit"),
+        AuthEvent::CacheMiss => metrics.token_cache("verified", "miss"),
+    })
+}
+
+/// Keeps `jwks_age_seconds`: a gauge that only moved with a refresh would stand still while the issuer is down.
+async fn ages(metrics: Arc<Metrics>, authenticator: Arc<Authenticator>) {
+    let mut every = tokio::time::interval(AGES);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        for keys in authenticator.state() {
+            if let Some(age) = keys.age {
+                metrics.jwks_age(&keys.identity, Duration::from_secs(age));
+            }
+        }
+    }
+}
+
+fn upstream_events(metrics: Arc<crate::telemetry::RouteMetrics>) -> crate::upstream::UpstreamEvents {
+    Arc::new(move |event| match event {
+        UpstreamEvent::Connected { ok } => metrics.upstream_connect(if ok { "ok" } else { "error" }),
+        UpstreamEvent::Health { endpoint, healthy } => metrics.upstream_healthy(endpoint, healthy),
+    })
+}
