@@ -4,9 +4,11 @@
 //!    queue, not our memory, holds the rest.
 //! 2. A handshake and a request's headers have a time and a size; an HTTP/2 peer has bounds on streams, resets and
 //!    header lists.
-//! 3. Told to stop, it accepts nobody, lets calls finish for a grace period and then closes.
+//! 3. A peer that takes nothing of what is written to it for a minute is cut off.
+//! 4. Told to stop, it accepts nobody, lets calls finish for a grace period and then closes.
 
 mod begun;
+mod stall;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -207,7 +209,7 @@ where
             connection: info,
             request,
         });
-        let (stream, count) = begun::Begun::new(stream);
+        let (stream, count) = begun::Begun::new(stall::Stall::new(stream));
         let connection = self
             .protocol
             .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))

@@ -143,6 +143,8 @@ async fn silent_and_slow_peers_are_closed_in_every_phase() {
 #[tokio::test]
 async fn a_call_outlasts_the_header_timeout() {
     async fn slow(_: Incoming) -> Response<Body> {
+        // From here on nobody but this has anything to do, and time runs to its end.
+        tokio::time::pause();
         tokio::time::sleep(SOON * 4).await;
         Response::new(edge::full("late"))
     }
@@ -277,4 +279,32 @@ async fn what_cant_be_bound_says_why_and_what_to_do() {
             .to_string();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_peer_that_stops_reading_is_cut_off() {
+    let (sender, dropped) = tokio::sync::oneshot::channel::<()>();
+    let sender = Arc::new(std::sync::Mutex::new(Some(sender)));
+    let listener = Listener::bind(&listen(limits(), None)).await.expect("a free port");
+    let address = listener.local_addr();
+    let service = tower::service_fn(move |_: Incoming| {
+        let reply = sender.lock().expect("nobody panicked").take();
+        let frames = futures_util::stream::repeat_with(move || {
+            // Held for as long as the reply is.
+            let _ = &reply;
+            Ok(body::Frame::data(bytes::Bytes::from_static(&[b'x'; 16 * 1024])))
+        });
+        let endless = edge::Body::new(http_body_util::StreamBody::new(frames));
+        async move { Ok::<_, Infallible>(Response::new(endless)) }
+    });
+    tokio::spawn(listener.serve(service, CancellationToken::new(), SOON));
+    let mut socket = TcpStream::connect(address).await.expect("a connection");
+    socket.write_all(REQUEST).await.expect("sent");
+    assert!(answer(&mut socket).await.starts_with("HTTP/1.1 200"));
+    // From here time runs whenever nobody has anything to do, which is when the socket's buffers are full.
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    let ended = tokio::time::timeout(stall::STALL * 10, dropped).await;
+    assert!(ended.expect("the reply is let go of").is_err());
+    assert!(began.elapsed() >= stall::STALL, "{:?}", began.elapsed());
 }
