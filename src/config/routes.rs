@@ -18,22 +18,24 @@ pub(super) fn routes(
 ) -> Vec<Option<Route>> {
     let mut paths: Vec<(String, String)> = Vec::new();
     root.named("routes", "MCP endpoints.", |name, _, section| {
-        let route = route(name, section, directory, identities, roles);
-        if let Some(route) = &route {
-            let base = route.path.trim_end_matches('/');
-            for (other, theirs) in &paths {
-                if base == theirs || base == format!("{theirs}/messages") || *theirs == format!("{base}/messages") {
-                    section.error_at(
-                        "path",
-                        format!("\"{}\" is taken by route {other}", route.path),
-                        "give each route its own path",
-                    );
-                }
-            }
-            paths.push((name.to_owned(), base.to_owned()));
-        }
-        route
+        route(name, section, directory, identities, roles, &mut paths)
     })
+}
+
+/// Notes whose path this is, and says so when it is another route's. A route with other mistakes has its path all the
+/// same: whoever mends those should not meet this one only then.
+fn claim(name: &str, section: &Section<'_>, path: &str, paths: &mut Vec<(String, String)>) {
+    let base = path.trim_end_matches('/');
+    for (other, theirs) in &*paths {
+        if base == theirs || base == format!("{theirs}/messages") || *theirs == format!("{base}/messages") {
+            section.error_at(
+                "path",
+                format!("\"{path}\" is taken by route {other}"),
+                "give each route its own path",
+            );
+        }
+    }
+    paths.push((name.to_owned(), base.to_owned()));
 }
 
 fn route(
@@ -42,6 +44,7 @@ fn route(
     directory: &Path,
     identities: &[Arc<Identity>],
     roles: Option<&Arc<Roles>>,
+    paths: &mut Vec<(String, String)>,
 ) -> Option<Route> {
     section.require("path", "set it to the endpoint's path, such as /notes/mcp");
     section.require(
@@ -53,6 +56,9 @@ fn route(
         "The endpoint's path; public_url + path is its resource URL.",
         route_path,
     );
+    if let Some(path) = &path {
+        claim(name, section, &path.value, paths);
+    }
     let anonymous = section
         .flag(
             "anonymous",

@@ -465,6 +465,13 @@ fn identities_and_paths_are_unambiguous() {
             "{errors}"
         );
     }
+    // A mistake elsewhere in the first route hides neither.
+    let both =
+        errors("routes: {a: {path: /m, upstream: nowhere}, b: {path: /m, anonymous: true, upstream: 'http://h/'}}");
+    assert!(
+        both.contains("is taken by route a") && both.contains("routes.a.upstream"),
+        "{both}"
+    );
     let exchange = "{exchange: {token_endpoint: 'https://h/t', client_id: i, client_secret: s}}";
     let errors = errors(&format!(
         "routes: {{r: {{path: /m, anonymous: true, upstream: 'http://h/', credential: {exchange}}}}}"
