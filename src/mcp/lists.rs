@@ -152,9 +152,12 @@ pub fn page(message: &[u8]) -> Result<Option<Page>, ListError> {
     let Some(tools) = result.get("tools") else {
         return Ok(None);
     };
-    let next_cursor = result
-        .get("nextCursor")
-        .and_then(|cursor| serde_json::from_str::<String>(cursor.get()).ok());
+    // Null is how some servers say that there is none. Anything else that is no string would end the list early, and
+    // lose what is on its other pages.
+    let next_cursor = match result.get("nextCursor") {
+        Some(cursor) => serde_json::from_str(cursor.get()).map_err(|_| ListError::NotAList)?,
+        None => None,
+    };
     Ok(Some(Page {
         items: items(tools.get(), "name")?.0,
         next_cursor,
@@ -409,6 +412,19 @@ mod tests {
             (&deep, ListError::NotJson),
         ] {
             assert_eq!(filtered(message, Era::Legacy, &[]), Err(error), "{message:.60}");
+        }
+    }
+
+    #[test]
+    fn a_cursor_is_a_string_or_none() {
+        let read = |cursor: &str| {
+            let message = format!(r#"{{"id":1,"result":{{"tools":[],"nextCursor":{cursor}}}}}"#);
+            page(message.as_bytes()).map(|page| page.expect("a list").next_cursor)
+        };
+        assert_eq!(read("null"), Ok(None));
+        assert_eq!(read("\"\""), Ok(Some(String::new())));
+        for odd in ["2", "true", "{}", "[\"2\"]"] {
+            assert_eq!(read(odd), Err(ListError::NotAList), "{odd}");
         }
     }
 
