@@ -216,15 +216,11 @@ fn fill(body: &Bytes, message: &mut Message, params: &RawValue) -> Result<(), En
     if let Some(meta) = params.get("_meta") {
         let meta = object(meta, "params._meta must be an object")?;
         message.meta = Meta {
-            initialize_version: None,
             protocol_version: meta.name("io.modelcontextprotocol/protocolVersion")?,
             has_client_capabilities: meta
                 .get("io.modelcontextprotocol/clientCapabilities")
                 .is_some_and(|value| value.get().starts_with('{')),
         };
-    }
-    if &*message.method == "initialize" {
-        message.meta.initialize_version = params.name("protocolVersion")?;
     }
     if let Some(reference) = params.get("ref") {
         let reference = object(reference, "params.ref must be an object")?;

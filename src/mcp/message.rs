@@ -99,8 +99,6 @@ pub enum Reference {
 pub struct Meta {
     /// `io.modelcontextprotocol/protocolVersion`: its presence makes a message modern.
     pub protocol_version: Option<Box<str>>,
-    /// `params.protocolVersion` of an `initialize` request: what makes it legacy.
-    pub initialize_version: Option<Box<str>>,
     /// Whether `io.modelcontextprotocol/clientCapabilities` is there and an object.
     pub has_client_capabilities: bool,
 }
