@@ -15,8 +15,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-/// The longest that a peer may take nothing of what is written to it: with 30 s between TCP's later retransmissions, a
-/// bad mobile connection has two more tries.
+/// The longest that a peer may take nothing of what is written to it: longer than a phone is without a network on its
+/// way from one to the next.
 pub const STALL: Duration = Duration::from_secs(60);
 
 /// A stream whose writes fail once the peer has taken nothing for [`STALL`].
