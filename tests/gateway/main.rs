@@ -1,6 +1,7 @@
 //! The gateway with real sockets: one binary, so that it is linked once.
 
 mod budget;
+mod commands;
 mod demo;
 mod gate;
 mod interop;
@@ -10,5 +11,6 @@ mod reload;
 mod review;
 mod rmcp_server;
 mod shot;
+mod standing;
 mod upstream;
 mod wire;

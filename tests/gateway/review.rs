@@ -45,12 +45,14 @@ async fn an_idle_standing_stream_does_not_hold_up_the_end() {
         .expect("well");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn a_standing_stream_may_be_silent_for_longer_than_the_idle_timeout() {
     let upstream = Upstream::start(|_| async {
         let (sender, response) = stream();
+        sender.send(": open\n\n".to_owned()).expect("a reader");
         tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(400)).await;
+            // The test's time stands still by then, but for this.
+            tokio::time::sleep(PATIENCE).await;
             let _ = sender.send(event(&json!({"jsonrpc": "2.0", "method": "notifications/message"})));
         });
         response
@@ -61,8 +63,11 @@ async fn a_standing_stream_may_be_silent_for_longer_than_the_idle_timeout() {
         upstream.url()
     );
     let gate = Gate::with_yaml(&yaml).await;
-    let answer = gate.send(get(&gate, &gate.reader())).await;
-    assert!(String::from_utf8_lossy(&answer.body).contains("notifications/message"));
+    let mut opened = gate.open(get(&gate, &gate.reader())).await.into_body();
+    opened.frame().await.expect("a frame").expect("a whole one");
+    tokio::time::pause();
+    let rest = opened.collect().await.expect("it isn't cut").to_bytes();
+    assert!(String::from_utf8_lossy(&rest).contains("notifications/message"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

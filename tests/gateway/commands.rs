@@ -1,0 +1,198 @@
+//! The commands of the real binary: what they print where, and how they exit.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use http::Method;
+use http_body_util::{BodyExt, Full};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::gate::{call, client};
+use super::upstream::{Upstream, event, stream};
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn portcullis(directory: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    command
+        .args(arguments)
+        .current_dir(directory)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// Exit code, stdout, stderr.
+async fn run(directory: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = timeout(SOON, portcullis(directory, arguments).output())
+        .await
+        .expect("it ends soon")
+        .expect("the binary runs");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+const GOOD: &str = "listen: {address: \"127.0.0.1:0\"}
+routes:
+  notes: {path: /notes/mcp, anonymous: true, upstream: \"http://127.0.0.1:1/mcp\"}
+";
+
+const BAD: &str = "listen: {address: nowhere, adress: 1}
+routes:
+  notes: {path: notes, anonymous: true, upstream: \"http://127.0.0.1:1/mcp\"}
+";
+
+#[tokio::test]
+async fn check_says_all_that_is_wrong_at_once() {
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::write(directory.path().join("good.yaml"), GOOD).expect("a file");
+    std::fs::write(directory.path().join("bad.yaml"), BAD).expect("a file");
+    let (code, out, err) = run(directory.path(), &["check", "good.yaml"]).await;
+    assert_eq!(
+        (code, &*out),
+        (Some(0), "good.yaml: ok, 1 route, 0 identities\n"),
+        "{err}"
+    );
+    for arguments in [&["check", "bad.yaml"][..], &["serve", "--config", "bad.yaml"]] {
+        let (code, out, err) = run(directory.path(), arguments).await;
+        assert_eq!((code, &*out), (Some(1), ""), "{arguments:?}");
+        for said in [
+            "bad.yaml:1:",
+            "bad.yaml:3:",
+            "nowhere",
+            "listen.adress",
+            "routes.notes.path",
+        ] {
+            assert!(err.contains(said), "{arguments:?} does not say {said}: {err}");
+        }
+    }
+    for (arguments, expected) in [
+        (&["check", "absent.yaml"][..], 1),
+        (&["serve", "--config", "absent.yaml"], 1),
+        (&["check"], 2),
+        (&["check", "--colour", "good.yaml"], 2),
+        (&["chekc"], 2),
+        (&[], 2),
+    ] {
+        let (code, out, err) = run(directory.path(), arguments).await;
+        assert_eq!((code, &*out), (Some(expected), ""), "{arguments:?}");
+        assert!(!err.is_empty(), "{arguments:?} fails without a word");
+    }
+}
+
+#[tokio::test]
+async fn schema_and_help_are_data() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (code, out, err) = run(directory.path(), &["check", "--schema"]).await;
+    assert_eq!((code, &*err), (Some(0), ""));
+    let schema: Value = serde_json::from_str(&out).expect("JSON");
+    assert!(schema["$schema"].is_string() && schema["type"] == "object", "{out}");
+    assert_eq!(schema["additionalProperties"], false);
+    assert!(schema["properties"]["routes"].is_object());
+    for (arguments, expected) in [
+        (&["--help"][..], &["serve", "demo", "check"][..]),
+        (&["check", "--help"], &["--schema"]),
+        (&["serve", "--help"], &["--config"]),
+        (&["--version"], &[env!("CARGO_PKG_VERSION")]),
+    ] {
+        let (code, out, err) = run(directory.path(), arguments).await;
+        assert_eq!((code, &*err), (Some(0), ""), "{arguments:?}");
+        assert!(expected.iter().all(|word| out.contains(word)), "{arguments:?}: {out}");
+    }
+}
+
+#[tokio::test]
+async fn sigterm_ends_standing_streams_and_lets_calls_finish() {
+    let (release, held) = tokio::sync::watch::channel(false);
+    let upstream = Upstream::start(move |seen| {
+        let mut held = held.clone();
+        async move {
+            let (sender, response) = stream();
+            sender.send(": open\n\n".to_owned()).expect("a reader");
+            tokio::spawn(async move {
+                if seen.method == Method::POST {
+                    let _ = held.wait_for(|released| *released).await;
+                    let answer = serde_json::json!({"jsonrpc": "2.0", "id": 7, "result": {"content": ["late"]}});
+                    let _ = sender.send(event(&answer));
+                } else {
+                    sender.closed().await;
+                }
+            });
+            response
+        }
+    })
+    .await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = GOOD.replace("http://127.0.0.1:1/mcp", &upstream.url());
+    std::fs::write(directory.path().join("portcullis.yaml"), config).expect("a file");
+    let mut child = portcullis(directory.path(), &["serve"])
+        .spawn()
+        .expect("the binary runs");
+    let mut stderr = BufReader::new(child.stderr.take().expect("piped")).lines();
+    let url = timeout(SOON, async {
+        loop {
+            let line = stderr.next_line().await.expect("UTF-8").expect("it listens");
+            let from = line.contains("listening").then(|| line.find("http://")).flatten();
+            if let Some(from) = from {
+                let address: String = line[from..]
+                    .chars()
+                    .take_while(|c| !c.is_whitespace() && *c != '"')
+                    .collect();
+                return address + "/notes/mcp";
+            }
+        }
+    })
+    .await
+    .expect("it listens soon");
+    let request = |method: Method, body: String| {
+        http::Request::builder()
+            .method(method)
+            .uri(&url)
+            .header("content-type", "application/json")
+            .header("accept", "application/json, text/event-stream")
+            .header("mcp-protocol-version", "2025-11-25")
+            .body(Full::from(body))
+            .expect("a request")
+    };
+    // Connections of their own, so that each end is seen by itself.
+    let standing = client()
+        .request(request(Method::GET, String::new()))
+        .await
+        .expect("a stream");
+    let calling = client()
+        .request(request(Method::POST, call("echo").to_string()))
+        .await
+        .expect("a reply");
+    upstream.wait_for(2).await;
+    let pid = child.id().expect("it runs").to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .await
+            .expect("kill runs")
+            .success()
+    );
+    let ended = timeout(SOON, standing.into_body().collect())
+        .await
+        .expect("the stream ends");
+    assert!(ended.is_ok(), "it ends, and isn't cut");
+    release.send_replace(true);
+    let late = timeout(SOON, calling.into_body().collect())
+        .await
+        .expect("the call ends")
+        .expect("it isn't cut")
+        .to_bytes();
+    assert!(String::from_utf8_lossy(&late).contains("late"), "{late:?}");
+    let status = timeout(SOON, child.wait())
+        .await
+        .expect("it exits soon")
+        .expect("a status");
+    assert_eq!(status.code(), Some(0));
+}
