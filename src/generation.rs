@@ -269,8 +269,7 @@ fn auth_events(metrics: Arc<Metrics>, rights: Arc<Rights>) -> crate::authn::Auth
             metrics.jwks_refresh(identity, if ok { "ok" } else { "error" });
         }
         AuthEvent::RightsShaken => rights.reconsider(),
-        AuthEvent::CacheHit => metrics.token_cache("verified", "hit"),
-        AuthEvent::CacheMiss => metrics.token_cache("verified", "miss"),
+        AuthEvent::Cache { cache, hit } => metrics.token_cache(cache, if hit { "hit" } else { "miss" }),
     })
 }
 

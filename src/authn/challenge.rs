@@ -24,7 +24,7 @@ impl Challenge<'_> {
         match error {
             AuthnError::MissingToken { .. } => Some(self.missing()),
             AuthnError::InvalidToken { reason } => Some(self.invalid_token(&reason.description())),
-            AuthnError::KeysUnavailable { .. } => None,
+            AuthnError::KeysUnavailable { .. } | AuthnError::IssuerUnavailable { .. } => None,
         }
     }
 

@@ -32,6 +32,7 @@ pub(super) fn principal(identity: &Identity, claims: Map<String, Value>, expires
         claims,
         granted: Default::default(),
         expires: Some(expires),
+        generation: 0,
         scope_upgrade_endpoint: identity.scope_upgrade_endpoint.clone(),
     })
 }

@@ -1,26 +1,32 @@
-//! Where an issuer keeps its keys: RFC 8414 first, OpenID Connect discovery after it.
+//! Where an issuer keeps its keys, or is asked about tokens: RFC 8414 first, OpenID Connect discovery after it.
 //!
 //! The addresses are tried in the order MCP gives ("Authorization Server Metadata Discovery"), and a document counts
 //! only when its `issuer` is byte for byte the configured one (RFC 8414 section 3.3).
 
-use serde::Deserialize;
+use serde_json::Value;
 use url::Url;
 
+use super::SetupError;
 use super::fetch::{FetchError, Fetcher};
+use crate::config::Identity;
 
-/// Why an issuer's `jwks_uri` isn't known.
+/// Why an issuer's address for something isn't known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum DiscoveryError {
     #[error("the issuer is no URL that metadata could be found at")]
     Issuer,
     #[error("no metadata at {url}: {source}")]
     Fetch { url: Url, source: FetchError },
-    #[error("{0} is no metadata document with an issuer and a jwks_uri")]
-    Document(Url),
+    #[error("{url} is no metadata document with an issuer and {key}")]
+    Document { url: Url, key: &'static str },
     #[error("the metadata at {0} is another issuer's")]
     OtherIssuer(Url),
-    #[error("the jwks_uri in {url} can't be used: {reason}")]
-    Address { url: Url, reason: &'static str },
+    #[error("the {key} in {url} can't be used: {reason}")]
+    Address {
+        url: Url,
+        key: &'static str,
+        reason: &'static str,
+    },
 }
 
 impl DiscoveryError {
@@ -33,22 +39,31 @@ impl DiscoveryError {
                 ..
             } => 1,
             Self::Fetch { .. } => 2,
-            Self::Document(_) => 3,
+            Self::Document { .. } => 3,
             Self::OtherIssuer(_) | Self::Address { .. } => 4,
         }
     }
 }
 
-/// Finds the issuer's `jwks_uri`.
-pub(super) async fn jwks_uri(fetcher: &Fetcher, issuer: &str) -> Result<Url, DiscoveryError> {
+/// The issuer as the URL it must be for anything to be found.
+pub(super) fn issuer_url(identity: &Identity) -> Result<Url, SetupError> {
+    Url::parse(&identity.issuer).map_err(|_| SetupError::Address {
+        identity: identity.name.clone(),
+        url: identity.issuer.clone(),
+        reason: "it is no URL",
+    })
+}
+
+/// Finds the address that the issuer's metadata has under `key`.
+pub(super) async fn endpoint(fetcher: &Fetcher, issuer: &str, key: &'static str) -> Result<Url, DiscoveryError> {
     let mut failure = DiscoveryError::Issuer;
     for url in metadata_urls(issuer) {
         let found = match fetcher.get(&url).await {
-            Ok(document) => read(fetcher, issuer, &url, &document),
+            Ok(document) => read(fetcher, issuer, key, &url, &document),
             Err(source) => Err(DiscoveryError::Fetch { url, source }),
         };
         match found {
-            Ok(jwks_uri) => return Ok(jwks_uri),
+            Ok(address) => return Ok(address),
             Err(error) => {
                 if error.weight() > failure.weight() {
                     failure = error;
@@ -83,21 +98,19 @@ fn metadata_urls(issuer: &str) -> Vec<Url> {
     urls
 }
 
-fn read(fetcher: &Fetcher, issuer: &str, url: &Url, document: &[u8]) -> Result<Url, DiscoveryError> {
-    #[derive(Deserialize)]
-    struct Metadata {
-        issuer: String,
-        jwks_uri: String,
-    }
-    let metadata: Metadata = serde_json::from_slice(document).map_err(|_| DiscoveryError::Document(url.clone()))?;
-    if metadata.issuer != issuer {
+fn read(fetcher: &Fetcher, issuer: &str, key: &'static str, url: &Url, document: &[u8]) -> Result<Url, DiscoveryError> {
+    let unusable = || DiscoveryError::Document { url: url.clone(), key };
+    let metadata: Value = serde_json::from_slice(document).map_err(|_| unusable())?;
+    if metadata["issuer"].as_str().ok_or_else(unusable)? != issuer {
         return Err(DiscoveryError::OtherIssuer(url.clone()));
     }
-    let jwks_uri = Url::parse(&metadata.jwks_uri).map_err(|_| DiscoveryError::Document(url.clone()))?;
-    match fetcher.allowed(&jwks_uri) {
-        Ok(()) => Ok(jwks_uri),
+    let address = metadata[key].as_str().and_then(|address| Url::parse(address).ok());
+    let address = address.ok_or_else(unusable)?;
+    match fetcher.allowed(&address) {
+        Ok(()) => Ok(address),
         Err(reason) => Err(DiscoveryError::Address {
             url: url.clone(),
+            key,
             reason,
         }),
     }

@@ -20,6 +20,9 @@ pub enum AuthnError {
     /// The issuer's keys can't be had, so the token can be neither believed nor blamed.
     #[error("the keys of identity {identity} can't be fetched; try again later")]
     KeysUnavailable { identity: Arc<str> },
+    /// The issuer can't be asked about the token, or says nothing that makes sense: neither is the token's fault.
+    #[error("the issuer of identity {identity} can't be asked about the token; try again later")]
+    IssuerUnavailable { identity: Arc<str> },
 }
 
 impl AuthnError {
@@ -35,6 +38,7 @@ impl AuthnError {
             Self::MissingToken { malformed: true } => "malformed_header",
             Self::InvalidToken { reason } => reason.reason(),
             Self::KeysUnavailable { .. } => "keys_unavailable",
+            Self::IssuerUnavailable { .. } => "issuer_unavailable",
         }
     }
 }
@@ -75,6 +79,10 @@ pub enum TokenFault {
     NotYetValid,
     /// The mapped subject is missing or empty.
     Subject,
+    /// The issuer says that it isn't active (RFC 7662 section 2.2): revoked, over, or never issued.
+    Inactive,
+    /// No API key of this route's identities.
+    UnknownApiKey,
 }
 
 impl TokenFault {
@@ -108,6 +116,8 @@ impl TokenFault {
             Self::Times => "times",
             Self::NotYetValid => "not_yet_valid",
             Self::Subject => "subject",
+            Self::Inactive => "inactive",
+            Self::UnknownApiKey => "unknown_api_key",
         }
     }
 }

@@ -12,11 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{ACCEPT, HeaderValue};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use url::{Host, Url};
+
+use super::SetupError;
+use crate::config::Identity;
 
 /// Largest issuer document, in bytes.
 const MAX_DOCUMENT: usize = 1024 * 1024;
@@ -52,7 +55,7 @@ pub(super) struct Fetcher {
 
 impl Fetcher {
     /// A client that trusts `roots`, for an issuer at `issuer`.
-    pub(super) fn new(issuer: &Url, roots: RootCertStore) -> Result<Self, String> {
+    fn new(issuer: &Url, roots: RootCertStore) -> Result<Self, String> {
         let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
@@ -84,6 +87,47 @@ impl Fetcher {
         })
     }
 
+    /// A client for this identity's issuer, whose documents are first looked for at `base`.
+    ///
+    /// # Errors
+    /// A CA bundle that can't be used, or an address that is never asked.
+    pub(super) fn of(
+        identity: &Identity,
+        base: &Url,
+        system_roots: impl FnOnce() -> RootCertStore,
+    ) -> Result<Self, SetupError> {
+        let name = &identity.name;
+        let roots = match &identity.ca {
+            Some(path) => roots_of(path).map_err(|source| match source.kind() {
+                io::ErrorKind::InvalidData => SetupError::Authority {
+                    identity: name.clone(),
+                    path: path.clone(),
+                },
+                _ => SetupError::File {
+                    identity: name.clone(),
+                    path: path.clone(),
+                    source,
+                },
+            })?,
+            // Reading the system's store takes a while; over plain http nobody asks for it.
+            None if base.scheme() == "http" => RootCertStore::empty(),
+            None => system_roots(),
+        };
+        let issuer = Url::parse(&identity.issuer).ok();
+        let fetcher = Self::new(issuer.as_ref().unwrap_or(base), roots).map_err(|reason| SetupError::Client {
+            identity: name.clone(),
+            reason,
+        })?;
+        match fetcher.allowed(base) {
+            Ok(()) => Ok(fetcher),
+            Err(reason) => Err(SetupError::Address {
+                identity: name.clone(),
+                url: base.to_string(),
+                reason,
+            }),
+        }
+    }
+
     /// Whether a document may be fetched from here at all.
     pub(super) fn allowed(&self, url: &Url) -> Result<(), &'static str> {
         allowed(url, self.loopback)
@@ -96,23 +140,50 @@ impl Fetcher {
             .client
             .get(url.clone())
             .header(ACCEPT, HeaderValue::from_static("application/json"));
-        let mut response = request.send().await.map_err(broken)?;
-        let status = response.status();
-        if status.is_redirection() {
-            return Err(FetchError::Redirect);
-        }
-        if !status.is_success() {
-            return Err(FetchError::Status(status.as_u16()));
-        }
-        let mut document = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(broken)? {
-            if document.len() + chunk.len() > MAX_DOCUMENT {
-                return Err(FetchError::Large);
-            }
-            document.extend_from_slice(&chunk);
-        }
-        Ok(document)
+        read(request).await
     }
+
+    /// The answer to a form. Rules 1 to 4 hold for it too.
+    pub(super) async fn post(
+        &self,
+        url: &Url,
+        form: &str,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Vec<u8>, FetchError> {
+        self.allowed(url).map_err(FetchError::Address)?;
+        let mut request = self
+            .client
+            .post(url.clone())
+            .header(ACCEPT, HeaderValue::from_static("application/json"))
+            .header(
+                CONTENT_TYPE,
+                HeaderValue::from_static("application/x-www-form-urlencoded"),
+            )
+            .body(form.to_owned());
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization.clone());
+        }
+        read(request).await
+    }
+}
+
+async fn read(request: reqwest::RequestBuilder) -> Result<Vec<u8>, FetchError> {
+    let mut response = request.send().await.map_err(broken)?;
+    let status = response.status();
+    if status.is_redirection() {
+        return Err(FetchError::Redirect);
+    }
+    if !status.is_success() {
+        return Err(FetchError::Status(status.as_u16()));
+    }
+    let mut document = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(broken)? {
+        if document.len() + chunk.len() > MAX_DOCUMENT {
+            return Err(FetchError::Large);
+        }
+        document.extend_from_slice(&chunk);
+    }
+    Ok(document)
 }
 
 fn broken(error: reqwest::Error) -> FetchError {
@@ -124,7 +195,7 @@ fn broken(error: reqwest::Error) -> FetchError {
 }
 
 /// The roots in a PEM bundle.
-pub(super) fn roots_of(bundle: &Path) -> io::Result<RootCertStore> {
+fn roots_of(bundle: &Path) -> io::Result<RootCertStore> {
     let pem = std::fs::read(bundle)?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {

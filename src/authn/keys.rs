@@ -20,7 +20,7 @@ use rustls::RootCertStore;
 use url::Url;
 
 use super::discovery::{self, DiscoveryError};
-use super::fetch::{self, FetchError, Fetcher};
+use super::fetch::{FetchError, Fetcher};
 use super::jwks::{JwksError, KeySet};
 use super::{AuthEvent, AuthEvents, SetupError};
 use crate::clock::{Clock, UnixSeconds};
@@ -102,34 +102,6 @@ impl KeyRing {
         events: AuthEvents,
     ) -> Result<Arc<Self>, SetupError> {
         let name = &identity.name;
-        let issuer_url = Url::parse(&identity.issuer).ok();
-        let fetcher = |base: &Url| {
-            let roots = match &identity.ca {
-                Some(path) => fetch::roots_of(path).map_err(|source| match source.kind() {
-                    std::io::ErrorKind::InvalidData => SetupError::Authority {
-                        identity: name.clone(),
-                        path: path.clone(),
-                    },
-                    _ => SetupError::File {
-                        identity: name.clone(),
-                        path: path.clone(),
-                        source,
-                    },
-                })?,
-                // Reading the system's store takes a while; over plain http nobody asks for it.
-                None if base.scheme() == "http" => RootCertStore::empty(),
-                None => system_roots(),
-            };
-            Fetcher::new(issuer_url.as_ref().unwrap_or(base), roots).map_err(|reason| SetupError::Client {
-                identity: name.clone(),
-                reason,
-            })
-        };
-        let refuse = |url: &str, reason| SetupError::Address {
-            identity: name.clone(),
-            url: url.to_owned(),
-            reason,
-        };
         let (source, keys) = match &identity.keys {
             KeySource::SharedSecret(secret) => (Source::Fixed, Some(KeySet::shared_secret(secret.expose().as_bytes()))),
             KeySource::JwksFile(path) => {
@@ -146,20 +118,15 @@ impl KeyRing {
                 (Source::File(path.clone()), Some(keys))
             }
             KeySource::JwksUri(url) => {
-                let fetcher = fetcher(url)?;
-                fetcher.allowed(url).map_err(|reason| refuse(url.as_str(), reason))?;
+                let fetcher = Fetcher::of(identity, url, system_roots)?;
                 (Source::Jwks(fetcher, url.clone()), None)
             }
             KeySource::Discovery => {
-                let url = issuer_url
-                    .as_ref()
-                    .ok_or_else(|| refuse(&identity.issuer, "it is no URL"))?;
-                let fetcher = fetcher(url)?;
-                fetcher
-                    .allowed(url)
-                    .map_err(|reason| refuse(&identity.issuer, reason))?;
-                (Source::Discovery(fetcher), None)
+                let url = discovery::issuer_url(identity)?;
+                (Source::Discovery(Fetcher::of(identity, &url, system_roots)?), None)
             }
+            // These vouch without keys of an issuer; a ring for one has none, and lets nobody in.
+            KeySource::Introspection(_) | KeySource::ApiKeys(_) => (Source::Fixed, None),
         };
         let at = clock.now();
         Ok(Arc::new(Self {
@@ -308,7 +275,7 @@ impl KeyRing {
             Source::File(path) => tokio::fs::read(path).await?,
             Source::Jwks(fetcher, url) => get(fetcher, url).await?,
             Source::Discovery(fetcher) => {
-                let url = discovery::jwks_uri(fetcher, &self.issuer).await?;
+                let url = discovery::endpoint(fetcher, &self.issuer, "jwks_uri").await?;
                 get(fetcher, &url).await?
             }
         };

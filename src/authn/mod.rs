@@ -6,9 +6,14 @@
 //!    No token is believed because of what it says about its own verification.
 //! 3. A signature is checked once a token, audience, times, identity and key set on every request.
 //! 4. The token is at fault (401), or the issuer is (503): an unreachable key set never looks like a bad token (r43).
+//! 5. A token that is an API key of anybody here, or looks like one, is nothing else ([`api_key`]). A JWT is its
+//!    issuer's: the identity with that issuer's keys checks it, or, where the route has none, the one that asks that
+//!    issuer. What is no JWT is asked about, where the route has an identity that asks. So no token is shown to an
+//!    issuer that it names as somebody else's, and no API key to any.
 //!
 //! Keys are fetched in the background ([`Authenticator::spawn_refresh`]); a request that comes before them waits a little.
 
+pub mod api_key;
 pub mod bearer;
 mod cache;
 pub mod challenge;
@@ -17,7 +22,10 @@ mod claims;
 mod discovery;
 mod error;
 mod fetch;
+mod introspection;
+mod introspector;
 mod jwks;
+mod key_file;
 mod keys;
 mod principal;
 pub(crate) mod strict_json;
@@ -38,12 +46,14 @@ pub use error::{AuthnError, SetupError, TokenFault};
 pub use principal::Principal;
 
 use crate::clock::Clock;
-use crate::config::Identity;
+use crate::config::{Identity, KeySource};
 use crate::policy::Roles;
 use crate::secret::Secret;
-use cache::TokenCache;
+use cache::{TokenCache, TokenHash};
+use introspector::Introspector;
+use key_file::KeyFile;
 use keys::KeyRing;
-use verify::{Token, Verified};
+use verify::{Shape, Token, Verified};
 
 /// What a route demands of its callers' tokens.
 #[derive(Clone, Debug)]
@@ -61,7 +71,7 @@ pub struct RouteAuth {
 /// A caller whose token was checked.
 pub struct Authenticated {
     pub principal: Arc<Principal>,
-    /// The token itself, for exchange only; `None` for nobody.
+    /// The token itself, for exchange only; `None` for nobody, and for an API key, which no issuer must see.
     pub token: Option<Secret>,
 }
 
@@ -76,14 +86,11 @@ pub enum AuthEvent<'a> {
         reason: &'static str,
     },
     /// An issuer's keys were fetched, or not.
-    JwksRefresh {
-        identity: &'a str,
-        ok: bool,
-    },
+    JwksRefresh { identity: &'a str, ok: bool },
     /// A key was withdrawn: who was let in by it may have to go.
     RightsShaken,
-    CacheHit,
-    CacheMiss,
+    /// A verdict was looked for in a cache: `verified` (JWTs) or `introspection`.
+    Cache { cache: &'static str, hit: bool },
 }
 
 /// Where [`AuthEvent`]s go.
@@ -110,10 +117,18 @@ pub struct Authenticator {
     nobody: Arc<Principal>,
 }
 
-/// One identity with its keys.
+/// One identity and how it vouches.
 struct Voucher {
     identity: Arc<Identity>,
-    keys: Arc<KeyRing>,
+    means: Means,
+}
+
+enum Means {
+    /// Signatures.
+    Keys(Arc<KeyRing>),
+    /// The issuer is asked.
+    Introspection(Arc<Introspector>),
+    ApiKeys(Arc<KeyFile>),
 }
 
 /// A refusal, and whom it is counted under.
@@ -147,9 +162,27 @@ impl Authenticator {
         let vouchers = identities
             .iter()
             .map(|identity| {
+                let means = match &identity.keys {
+                    KeySource::Introspection(config) => Means::Introspection(Introspector::new(
+                        identity,
+                        config,
+                        system_roots,
+                        roles.clone(),
+                        clock.clone(),
+                        events.clone(),
+                    )?),
+                    KeySource::ApiKeys(keys) => Means::ApiKeys(KeyFile::new(
+                        &identity.name,
+                        keys,
+                        roles.clone(),
+                        clock.clone(),
+                        events.clone(),
+                    )),
+                    _ => Means::Keys(KeyRing::new(identity, system_roots, clock.clone(), events.clone())?),
+                };
                 Ok(Voucher {
                     identity: identity.clone(),
-                    keys: KeyRing::new(identity, system_roots, clock.clone(), events.clone())?,
+                    means,
                 })
             })
             .collect::<Result<_, SetupError>>()?;
@@ -165,10 +198,15 @@ impl Authenticator {
 
     /// Keeps every identity's keys fresh until the set is dropped. An issuer that is down is asked again, ever later.
     pub fn spawn_refresh(self: &Arc<Self>) -> JoinSet<()> {
-        self.vouchers
-            .iter()
-            .map(|voucher| voucher.keys.clone().keep_fresh())
-            .collect()
+        let mut tasks = JoinSet::new();
+        for voucher in &self.vouchers {
+            match &voucher.means {
+                Means::Keys(keys) => tasks.spawn(keys.clone().keep_fresh()),
+                Means::Introspection(introspector) => tasks.spawn(introspector.clone().prepare()),
+                Means::ApiKeys(file) => tasks.spawn(file.clone().keep_fresh()),
+            };
+        }
+        tasks
     }
 
     /// Takes over the keys that an older configuration has fetched, where the same issuer is asked for them in the same
@@ -176,10 +214,16 @@ impl Authenticator {
     pub fn inherit(&self, older: &Self) {
         for voucher in &self.vouchers {
             let before = older.vouchers.iter().find(|before| {
-                before.identity.issuer == voucher.identity.issuer && before.identity.keys == voucher.identity.keys
+                let alike = match (&before.identity.keys, &voucher.identity.keys) {
+                    (KeySource::Discovery, KeySource::Discovery) => true,
+                    (KeySource::JwksUri(before), KeySource::JwksUri(now)) => before == now,
+                    _ => false,
+                };
+                alike && before.identity.issuer == voucher.identity.issuer
             });
-            if let Some(before) = before {
-                voucher.keys.inherit(&before.keys);
+            if let (Means::Keys(keys), Some(Means::Keys(before))) = (&voucher.means, before.map(|before| &before.means))
+            {
+                keys.inherit(before);
             }
         }
     }
@@ -226,13 +270,26 @@ impl Authenticator {
         result.map_err(|refusal| refusal.error)
     }
 
+    /// Whether what a principal rests on still holds: the key set that verified the token, the API key as it was. An
+    /// introspected token is the issuer's to revoke, who tells when asked about it again. End it at `expires` all the same.
+    pub fn stands(&self, principal: &Principal) -> bool {
+        let Some(identity) = &principal.identity else {
+            return true;
+        };
+        self.voucher(identity).is_some_and(|(_, voucher)| match &voucher.means {
+            Means::Keys(keys) => keys.confirms(principal.generation),
+            Means::Introspection(_) => true,
+            Means::ApiKeys(file) => file.stands(principal),
+        })
+    }
+
     /// Whether tokens of this identity can be checked now.
     pub fn keys_usable(&self, identity: &str) -> bool {
-        self.vouchers
-            .iter()
-            .find(|voucher| *voucher.identity.name == *identity)
-            .and_then(|voucher| voucher.keys.usable())
-            .is_some_and(|fetched| fetched.keys.len() > 0)
+        self.voucher(identity).is_some_and(|(_, voucher)| match &voucher.means {
+            Means::Keys(keys) => keys.usable().is_some_and(|fetched| fetched.keys.len() > 0),
+            Means::Introspection(introspector) => introspector.is_ready(),
+            Means::ApiKeys(file) => file.state().0 > 0,
+        })
     }
 
     /// Every identity's keys, in the order of the configuration.
@@ -240,7 +297,11 @@ impl Authenticator {
         self.vouchers
             .iter()
             .map(|voucher| {
-                let (keys, age, last_error) = voucher.keys.state();
+                let (keys, age, last_error) = match &voucher.means {
+                    Means::Keys(keys) => keys.state(),
+                    Means::Introspection(introspector) => (0, None, introspector.last_failure()),
+                    Means::ApiKeys(file) => file.state(),
+                };
                 KeyState {
                     identity: voucher.identity.name.clone(),
                     keys,
@@ -249,6 +310,13 @@ impl Authenticator {
                 }
             })
             .collect()
+    }
+
+    fn voucher(&self, identity: &str) -> Option<(usize, &Voucher)> {
+        self.vouchers
+            .iter()
+            .enumerate()
+            .find(|(_, voucher)| *voucher.identity.name == *identity)
     }
 
     async fn decide(&self, route: &RouteAuth, headers: &HeaderMap) -> Result<Authenticated, Refusal> {
@@ -267,7 +335,21 @@ impl Authenticator {
     }
 
     async fn vouch(&self, route: &RouteAuth, token: &str) -> Result<Authenticated, Refusal> {
-        let (index, verified) = self.verified(route, token).await?;
+        let hash = TokenCache::hash(token);
+        if let Some(owner) = self.by_api_key(route, token, &hash)? {
+            return Ok(Authenticated {
+                principal: owner,
+                token: None,
+            });
+        }
+        // What was verified before is found before anything is taken apart: most requests end here.
+        let (index, verified) = if let Some(found) = self.remembered(route, &hash) {
+            found
+        } else if let Some((index, introspector)) = self.introspector(route, token) {
+            (index, self.introspected(introspector, token, hash).await?)
+        } else {
+            self.verified(route, token, hash).await?
+        };
         let identity = &self.vouchers[index].identity;
         verified
             .check(identity, route, self.clock.now())
@@ -281,17 +363,95 @@ impl Authenticator {
         })
     }
 
-    /// The token with an identity of this route that vouches for it.
-    async fn verified(&self, route: &RouteAuth, token: &str) -> Result<(usize, Arc<Verified>), Refusal> {
-        let hash = TokenCache::hash(token);
-        if let Some(entry) = self.cache.get(&hash, self.clock.now()) {
-            let voucher = &self.vouchers[entry.identity];
-            if route.identities.contains(&voucher.identity.name) && voucher.keys.confirms(entry.verified.generation) {
-                (self.events)(AuthEvent::CacheHit);
-                return Ok((entry.identity, entry.verified));
-            }
+    /// Whose API key this is; `None` if it is none. A key of an identity that the route doesn't name is refused here, so
+    /// that nobody below is asked about it.
+    fn by_api_key(&self, route: &RouteAuth, token: &str, hash: &TokenHash) -> Result<Option<Arc<Principal>>, Refusal> {
+        let mut known = api_key::is_minted(token);
+        if known && !api_key::is_whole(token) {
+            return Err(Refusal::nobodys(TokenFault::Malformed));
         }
-        (self.events)(AuthEvent::CacheMiss);
+        for voucher in &self.vouchers {
+            let Means::ApiKeys(file) = &voucher.means else { continue };
+            let Some(owner) = file.owner(hash) else { continue };
+            known = true;
+            let name = &voucher.identity.name;
+            if !route.identities.contains(name) {
+                continue;
+            }
+            // Both times are the gate's own, so that there is no leeway to give.
+            return match owner.expires {
+                Some(expires) if self.clock.now() >= expires => Err(Refusal {
+                    identity: Some(name.clone()),
+                    error: AuthnError::expired(Some(expires)),
+                }),
+                _ => Ok(Some(owner)),
+            };
+        }
+        if known {
+            return Err(Refusal::nobodys(TokenFault::UnknownApiKey));
+        }
+        Ok(None)
+    }
+
+    /// Who is to be asked about a token, where nobody's keys could tell.
+    fn introspector(&self, route: &RouteAuth, token: &str) -> Option<(usize, &Arc<Introspector>)> {
+        let named = || route.identities.iter().filter_map(|name| self.voucher(name));
+        // The configuration allows one a route: of two, one would be shown the other's tokens.
+        let (index, identity, introspector) = named().find_map(|(index, voucher)| match &voucher.means {
+            Means::Introspection(introspector) => Some((index, &voucher.identity, introspector)),
+            _ => None,
+        })?;
+        let has_keys_of = |issuer: &str| {
+            named().any(|(_, voucher)| matches!(voucher.means, Means::Keys(_)) && voucher.identity.issuer == issuer)
+        };
+        let shown = match verify::shape(token) {
+            Shape::Opaque => true,
+            Shape::Unclear => false,
+            Shape::Jwt(issuer) => identity.issuer == issuer && !has_keys_of(&issuer),
+        };
+        shown.then_some((index, introspector))
+    }
+
+    async fn introspected(
+        &self,
+        introspector: &Introspector,
+        token: &str,
+        hash: TokenHash,
+    ) -> Result<Arc<Verified>, Refusal> {
+        introspector.verify(token, hash).await.map_err(|error| Refusal {
+            identity: Some(introspector.identity().clone()),
+            error,
+        })
+    }
+
+    /// A token that one of the route's identities has vouched for before, with keys that still stand.
+    fn remembered(&self, route: &RouteAuth, hash: &TokenHash) -> Option<(usize, Arc<Verified>)> {
+        let entry = self.cache.get(hash, self.clock.now())?;
+        let voucher = &self.vouchers[entry.identity];
+        let generation = entry.verified.principal.generation;
+        let stands = route.identities.contains(&voucher.identity.name)
+            && matches!(&voucher.means, Means::Keys(keys) if keys.confirms(generation));
+        if !stands {
+            return None;
+        }
+        (self.events)(AuthEvent::Cache {
+            cache: "verified",
+            hit: true,
+        });
+        Some((entry.identity, entry.verified))
+    }
+
+    /// The token with an identity of this route whose keys vouch for it.
+    async fn verified(
+        &self,
+        route: &RouteAuth,
+        token: &str,
+        hash: TokenHash,
+    ) -> Result<(usize, Arc<Verified>), Refusal> {
+        (self.events)(AuthEvent::Cache {
+            cache: "verified",
+            hit: false,
+        });
         let (index, verified) = self.verify(route, token).await?;
         let verified = Arc::new(verified);
         if self.clock.now() < verified.expires {
@@ -307,13 +467,14 @@ impl Authenticator {
         let mut refusal = Refusal::nobodys(TokenFault::Issuer);
         let mut vouching = None;
         for name in &route.identities {
-            let found = self.vouchers.iter().position(|voucher| voucher.identity.name == *name);
-            let Some(index) = found else { continue };
-            let voucher = &self.vouchers[index];
+            let Some((index, voucher)) = self.voucher(name) else {
+                continue;
+            };
+            let Means::Keys(keys) = &voucher.means else { continue };
             if voucher.identity.issuer != issuer {
                 continue;
             }
-            match voucher.vouches(&token).await {
+            match vouches(&voucher.identity, keys, &token).await {
                 Ok(generation) => {
                     vouching = Some((index, generation));
                     break;
@@ -344,37 +505,35 @@ impl Authenticator {
     }
 }
 
-impl Voucher {
-    /// Whether one of the identity's keys signed the token; the generation of the key set that says so.
-    async fn vouches(&self, token: &Token<'_>) -> Result<u64, AuthnError> {
-        if !verify::allows(&self.identity, token.algorithm) {
-            return Err(TokenFault::Algorithm.into());
-        }
-        let unavailable = || AuthnError::KeysUnavailable {
-            identity: self.identity.name.clone(),
-        };
-        let kid = token.kid.as_deref();
-        let first = self.keys.wait_usable().await.ok_or_else(unavailable)?;
-        if !first.keys.knows(kid) || first.keys.len() == 0 {
-            self.keys.wait_newer().await;
-        }
-        let generation = self.keys.generation();
-        let fetched = self.keys.usable().ok_or_else(unavailable)?;
-        let keys = &fetched.keys;
-        if keys.len() == 0 {
-            return Err(TokenFault::EmptyKeySet.into());
-        }
-        if !keys.knows(kid) {
-            return Err(TokenFault::UnknownKey.into());
-        }
-        let mut candidates = keys.candidates(kid, token.algorithm).peekable();
-        if candidates.peek().is_none() {
-            return Err(TokenFault::Algorithm.into());
-        }
-        if candidates.any(|key| token.is_signed_by(key)) {
-            Ok(generation)
-        } else {
-            Err(TokenFault::Signature.into())
-        }
+/// Whether one of the identity's keys signed the token; the generation of the key set that says so.
+async fn vouches(identity: &Identity, keys: &Arc<KeyRing>, token: &Token<'_>) -> Result<u64, AuthnError> {
+    if !verify::allows(identity, token.algorithm) {
+        return Err(TokenFault::Algorithm.into());
+    }
+    let unavailable = || AuthnError::KeysUnavailable {
+        identity: identity.name.clone(),
+    };
+    let kid = token.kid.as_deref();
+    let first = keys.wait_usable().await.ok_or_else(unavailable)?;
+    if !first.keys.knows(kid) || first.keys.len() == 0 {
+        keys.wait_newer().await;
+    }
+    let generation = keys.generation();
+    let fetched = keys.usable().ok_or_else(unavailable)?;
+    let keys = &fetched.keys;
+    if keys.len() == 0 {
+        return Err(TokenFault::EmptyKeySet.into());
+    }
+    if !keys.knows(kid) {
+        return Err(TokenFault::UnknownKey.into());
+    }
+    let mut candidates = keys.candidates(kid, token.algorithm).peekable();
+    if candidates.peek().is_none() {
+        return Err(TokenFault::Algorithm.into());
+    }
+    if candidates.any(|key| token.is_signed_by(key)) {
+        Ok(generation)
+    } else {
+        Err(TokenFault::Signature.into())
     }
 }

@@ -10,7 +10,7 @@ use crate::policy::RoleSet;
 pub struct Principal {
     /// The identity that vouched; `None` for nobody on an anonymous route.
     pub identity: Option<Arc<str>>,
-    /// `iss`; empty for nobody.
+    /// `iss`; for an API key `portcullis:api-keys:IDENTITY`, which is nobody's `iss`; empty for nobody.
     pub issuer: String,
     /// The mapped subject; empty for nobody.
     pub subject: String,
@@ -26,8 +26,11 @@ pub struct Principal {
     pub claims: serde_json::Map<String, serde_json::Value>,
     /// The configured roles this principal has.
     pub granted: RoleSet,
-    /// `exp`; `None` for nobody.
+    /// `exp`; `None` for nobody, and for an API key without an end.
     pub expires: Option<UnixSeconds>,
+    /// What this principal rests on: the generation of the key set that verified the token, or the number of the API key.
+    /// [`super::Authenticator::stands`] says whether it still holds.
+    pub generation: u64,
     /// Where this identity's users can get more scopes.
     pub scope_upgrade_endpoint: Option<String>,
 }

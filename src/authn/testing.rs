@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;
@@ -16,13 +17,15 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::{Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::config::{ClaimPaths, Identity, KeySource};
+use super::api_key;
+use crate::config::{ApiKeys, ClaimPaths, ClientAuth, Identity, Introspection, KeySource};
+use crate::secret::Secret;
 
 /// An identity with the default algorithms, whose keys are found by discovery.
 pub(super) fn identity(name: &str, issuer: &str) -> Identity {
@@ -37,6 +40,32 @@ pub(super) fn identity(name: &str, issuer: &str) -> Identity {
         ca: None,
         implies: Default::default(),
         scope_upgrade_endpoint: None,
+    }
+}
+
+/// An identity whose issuer is asked about tokens, at an endpoint found by discovery.
+pub(super) fn asking(name: &str, issuer: &str) -> Identity {
+    Identity {
+        keys: KeySource::Introspection(Introspection {
+            endpoint: None,
+            client_id: "gate".to_owned(),
+            client_secret: Secret::new("s:e cret"),
+            client_auth: ClientAuth::Basic,
+            cache: Duration::from_secs(30),
+            default_audiences: Vec::new(),
+        }),
+        ..identity(name, issuer)
+    }
+}
+
+/// An identity with these lines of API keys, in a file that is never there.
+pub(super) fn robots(name: &str, lines: &str) -> Identity {
+    Identity {
+        keys: KeySource::ApiKeys(ApiKeys {
+            file: "/nowhere".into(),
+            keys: api_key::parse(lines).unwrap(),
+        }),
+        ..identity(name, "")
     }
 }
 
@@ -187,10 +216,13 @@ pub(super) struct Issuer {
 struct State {
     answers: HashMap<String, Answer>,
     hits: HashMap<String, usize>,
+    /// The last request's `Authorization` and body.
+    last: (String, String),
 }
 
 pub(super) const METADATA: &str = "/.well-known/oauth-authorization-server";
 pub(super) const JWKS: &str = "/jwks";
+pub(super) const INTROSPECT: &str = "/introspect";
 
 impl Issuer {
     /// Serves metadata and these keys.
@@ -244,7 +276,11 @@ impl Issuer {
     }
 
     pub(super) fn publish_metadata(&self, issuer: &str) {
-        let metadata = json!({"issuer": issuer, "jwks_uri": format!("{}{JWKS}", self.url)});
+        let metadata = json!({
+            "issuer": issuer,
+            "jwks_uri": format!("{}{JWKS}", self.url),
+            "introspection_endpoint": format!("{}{INTROSPECT}", self.url),
+        });
         self.answer(METADATA, Answer::Json(metadata.to_string()));
     }
 
@@ -255,6 +291,16 @@ impl Issuer {
 
     pub(super) fn answer(&self, path: &str, answer: Answer) {
         self.state.lock().unwrap().answers.insert(path.to_owned(), answer);
+    }
+
+    /// What introspection answers, whatever is asked.
+    pub(super) fn says(&self, answer: &Value) {
+        self.answer(INTROSPECT, Answer::Json(answer.to_string()));
+    }
+
+    /// The last request's `Authorization` and body.
+    pub(super) fn last(&self) -> (String, String) {
+        self.state.lock().unwrap().last.clone()
     }
 
     pub(super) fn hits(&self, path: &str) -> usize {
@@ -268,8 +314,19 @@ async fn listen() -> TcpListener {
 
 async fn serve(io: impl hyper::rt::Read + hyper::rt::Write + Unpin, state: Arc<Mutex<State>>) {
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-        let answer = state.lock().unwrap().answer(request.uri().path());
-        answer.respond()
+        let state = state.clone();
+        async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
+            let authorization = head.headers.get(http::header::AUTHORIZATION);
+            let authorization = authorization.map_or("", |value| value.to_str().unwrap()).to_owned();
+            let answer = {
+                let mut state = state.lock().unwrap();
+                state.last = (authorization, String::from_utf8(body.to_vec()).unwrap());
+                state.answer(head.uri.path())
+            };
+            answer.respond().await
+        }
     });
     // Clients hang up as they like.
     let _ = hyper::server::conn::http1::Builder::new()

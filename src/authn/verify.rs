@@ -84,29 +84,69 @@ impl<'a> Token<'a> {
         generation: u64,
         now: UnixSeconds,
     ) -> Result<Verified, TokenFault> {
-        let claims = self.claims;
-        let audiences = audiences(&claims)?;
-        let expires = time(&claims, "exp")?.ok_or(TokenFault::Times)?;
-        let not_before = time(&claims, "nbf")?.unwrap_or(0);
-        if time(&claims, "iat")?.is_some_and(|issued| issued > now.saturating_add(LEEWAY)) {
-            return Err(TokenFault::NotYetValid);
-        }
-        let principal = super::claims::principal(identity, claims, expires).ok_or(TokenFault::Subject)?;
-        Ok(Verified {
-            principal: Arc::new(principal),
-            generation,
-            audiences,
-            expires,
-            not_before,
-        })
+        believe(identity, self.claims, generation, now)
     }
+}
+
+/// What a token looks like to somebody who can't check it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// A JWT by this issuer, as it says.
+    Jwt(String),
+    /// A JWT that can't be read, or that doesn't say plainly whose it is.
+    Unclear,
+    /// Anything else, a JWT without `iss` included.
+    Opaque,
+}
+
+/// Looks at a token without believing it, to find out whom it may be shown to: a JWT is its issuer's business alone. So
+/// the header is read as leniently as anybody might read it, and the claims as strictly as always.
+pub(super) fn shape(text: &str) -> Shape {
+    let mut parts = text.split('.');
+    let (Some(header), Some(claims), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return Shape::Opaque;
+    };
+    let header = URL_SAFE_NO_PAD.decode(header).ok();
+    let header = header.and_then(|json| serde_json::from_slice::<Value>(&json).ok());
+    if !header.is_some_and(|header| header.is_object()) {
+        return Shape::Opaque;
+    }
+    match object(claims) {
+        Err(_) => Shape::Unclear,
+        Ok(claims) => match claims.get("iss") {
+            None => Shape::Opaque,
+            Some(Value::String(issuer)) => Shape::Jwt(issuer.clone()),
+            Some(_) => Shape::Unclear,
+        },
+    }
+}
+
+/// Reads claims that the identity vouches for, whichever way it does.
+pub(super) fn believe(
+    identity: &Identity,
+    claims: Map<String, Value>,
+    generation: u64,
+    now: UnixSeconds,
+) -> Result<Verified, TokenFault> {
+    let audiences = audiences(&claims)?;
+    let expires = time(&claims, "exp")?.ok_or(TokenFault::Times)?;
+    let not_before = time(&claims, "nbf")?.unwrap_or(0);
+    if time(&claims, "iat")?.is_some_and(|issued| issued > now.saturating_add(LEEWAY)) {
+        return Err(TokenFault::NotYetValid);
+    }
+    let mut principal = super::claims::principal(identity, claims, expires).ok_or(TokenFault::Subject)?;
+    principal.generation = generation;
+    Ok(Verified {
+        principal: Arc::new(principal),
+        audiences,
+        expires,
+        not_before,
+    })
 }
 
 /// A token that its identity vouches for, with what has to be looked at on every request.
 pub(super) struct Verified {
     pub(super) principal: Arc<Principal>,
-    /// Of the key set that verified it.
-    pub(super) generation: u64,
     pub(super) expires: UnixSeconds,
     audiences: Vec<String>,
     not_before: UnixSeconds,
@@ -191,6 +231,32 @@ fn same_resource(audience: &str, resource: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_jwt_is_known_by_its_shape() {
+        let part = |json: &str| URL_SAFE_NO_PAD.encode(json);
+        let jwt = |header: &str, claims: &str| format!("{}.{}.c2ln", part(header), part(claims));
+        let issued = r#"{"iss":"https://a"}"#;
+        for (token, expected) in [
+            (jwt(r#"{"alg":"RS256"}"#, issued), Shape::Jwt("https://a".to_owned())),
+            // A header that a lenient reader takes is enough to keep it from strangers.
+            (
+                jwt(r#"{"alg":"a","alg":"b"}"#, issued),
+                Shape::Jwt("https://a".to_owned()),
+            ),
+            (jwt("{}", issued), Shape::Jwt("https://a".to_owned())),
+            (jwt("{}", r#"{"iss":"https://a","iss":"https://b"}"#), Shape::Unclear),
+            (jwt("{}", r#"{"iss":7}"#), Shape::Unclear),
+            (jwt("{}", "no JSON"), Shape::Unclear),
+            (jwt("{}", r#"{"sub":"a"}"#), Shape::Opaque),
+            (jwt("no JSON", issued), Shape::Opaque),
+            ("a.b.c".to_owned(), Shape::Opaque),
+            (format!("{}.x", jwt("{}", issued)), Shape::Opaque),
+            ("2YotnFZFEjr1zCsicMWpAA".to_owned(), Shape::Opaque),
+        ] {
+            assert_eq!(shape(&token), expected, "{token}");
+        }
+    }
 
     #[test]
     fn only_an_origin_has_two_spellings() {

@@ -126,8 +126,8 @@ fn diagnostics_are_these() {
             "p.yaml:1:66: identity.a.shared_secret: jwks_file and shared_secret are alternatives; keep one of them",
         ),
         (
-            "identity: {a: {issuer: 'https://h', introspection: {}}}\nroutes: {r: {path: /mcp, anonymous: true, upstream: 'http://127.0.0.1:1/mcp'}}",
-            "p.yaml:1:37: identity.a.introspection: unknown key \"introspection\"; known here: issuer, jwks_uri, jwks_file, shared_secret, algorithms, audiences, claims, ca, implies, scope_upgrade_endpoint",
+            "identity: {a: {issuer: 'https://h', introspection: {client_secret: '${env:LONG}'}}}\nroutes: {r: {path: /mcp, anonymous: true, upstream: 'http://127.0.0.1:1/mcp'}}",
+            "p.yaml:1:52: identity.a.introspection.client_id: this key is missing; set it to the gate's client id at the issuer",
         ),
         (
             "roles:\n  x: [{any: []}, staff]\nroutes: {r: {path: /mcp, anonymous: true, upstream: 'http://127.0.0.1:1/mcp'}}",

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jsonwebtoken::Algorithm;
 use serde_json::json;
@@ -10,14 +11,39 @@ use serde_json::json;
 use super::raw::{At, Section};
 use super::tree::{Node, Value};
 use super::values::{algorithm, at, oauth_url, path, texts_of, values};
-use super::{ClaimPaths, Identity, KeySource, Place};
+use super::{ApiKeys, ClaimPaths, ClientAuth, Identity, Introspection, KeySource, Place};
+use crate::authn::api_key;
 use crate::policy::{PathStep, RoleLine, Roles};
 
+/// Longest that an answer about a token may be believed.
+const MAX_CACHE: Duration = Duration::from_secs(5 * 60);
+
+/// A file that is no list of keys at all needn't be told about line by line.
+const MAX_LINE_ERRORS: usize = 10;
+
 pub(super) fn identity(name: &str, section: &Section<'_>, directory: &Path) -> Option<Identity> {
-    section.require(
-        "issuer",
-        "set it to the issuer's `iss`, such as https://login.example.com/realms/corp",
-    );
+    let api_keys = api_keys(section);
+    if section.has("api_keys") {
+        // Nobody issues these, so that nothing that is said of an issuer has a meaning.
+        return Some(Identity {
+            name: name.into(),
+            issuer: String::new(),
+            keys: KeySource::ApiKeys(api_keys?),
+            algorithms: Vec::new(),
+            audiences: Vec::new(),
+            claims: ClaimPaths::default(),
+            ca: None,
+            implies: BTreeMap::new(),
+            scope_upgrade_endpoint: None,
+        });
+    }
+    if !section.has("issuer") {
+        section.error_at(
+            "issuer",
+            "this key is missing",
+            "set it to the issuer's `iss`, such as https://login.example.com/realms/corp, or give api_keys instead",
+        );
+    }
     let issuer = section.parsed("issuer", "`iss`, compared byte for byte.", |text| {
         oauth_url(text).map(|_| text.to_owned())
     });
@@ -40,7 +66,8 @@ pub(super) fn identity(name: &str, section: &Section<'_>, directory: &Path) -> O
             "make one with: openssl rand -base64 32",
         );
     }
-    let sources = ["jwks_uri", "jwks_file", "shared_secret"];
+    let introspection = introspection(section);
+    let sources = ["jwks_uri", "jwks_file", "shared_secret", "introspection"];
     let given: Vec<&str> = sources.into_iter().filter(|key| section.has(key)).collect();
     if given.len() > 1 {
         section.error_at(
@@ -54,6 +81,13 @@ pub(super) fn identity(name: &str, section: &Section<'_>, directory: &Path) -> O
         "Accepted signatures; default RS256 PS256 ES256 ES384 EdDSA, or HS256 with shared_secret.",
         algorithm,
     );
+    if section.has("introspection") && section.has("algorithms") {
+        section.error_at(
+            "algorithms",
+            "the issuer is asked, and no signature is checked",
+            "drop algorithms, or introspection",
+        );
+    }
     for at in &algorithms {
         if (at.value == Algorithm::HS256) != section.has("shared_secret") {
             section.error_in(
@@ -95,6 +129,7 @@ pub(super) fn identity(name: &str, section: &Section<'_>, directory: &Path) -> O
         |text| oauth_url(text).map(|_| text.to_owned()),
     );
     let keys = match (jwks_uri, jwks_file, shared_secret) {
+        _ if section.has("introspection") => KeySource::Introspection(introspection?),
         (Some(uri), _, _) => KeySource::JwksUri(uri.value),
         (_, Some(file), _) => KeySource::JwksFile(file),
         (_, _, Some(secret)) => KeySource::SharedSecret(secret.value),
@@ -124,6 +159,64 @@ pub(super) fn identity(name: &str, section: &Section<'_>, directory: &Path) -> O
         implies,
         scope_upgrade_endpoint: scope_upgrade_endpoint.map(|at| at.value),
     })
+}
+
+fn introspection(section: &Section<'_>) -> Option<Introspection> {
+    let about = "Ask the issuer about each token (RFC 7662), for tokens that are no JWTs.";
+    let read = section.optional_section("introspection", about, |introspection| {
+        introspection.require("client_id", "set it to the gate's client id at the issuer");
+        introspection.require("client_secret", "set it to that client's secret");
+        let endpoint = introspection.parsed("endpoint", "Absent: found by discovery.", oauth_url);
+        let client_id = introspection.text("client_id", "The gate's client id at the issuer.");
+        let client_secret = introspection.secret("client_secret", "The gate's client secret.");
+        let client_auth = introspection.choice(
+            "client_auth",
+            "Default basic.",
+            &[("basic", ClientAuth::Basic), ("post", ClientAuth::Post)],
+        );
+        let about = "How long an answer is believed, in whole seconds up to 5m; 0 asks every time; default 30s.";
+        let cache = introspection.duration("cache", about, true);
+        if cache.is_some_and(|cache| cache > MAX_CACHE || cache.subsec_millis() > 0) {
+            introspection.error_at(
+                "cache",
+                "this is not a whole number of seconds up to 5m",
+                "a revoked token is let in for as long; 30s is a good value",
+            );
+        }
+        let default_audiences = introspection.texts(
+            "default_audiences",
+            "What an answer without `aud` is taken to say; by default such a token is refused.",
+        );
+        Some(Introspection {
+            endpoint: endpoint.map(|at| at.value),
+            client_id: client_id?.value,
+            client_secret: client_secret?.value,
+            client_auth: client_auth.unwrap_or(ClientAuth::Basic),
+            cache: cache.unwrap_or(Duration::from_secs(30)),
+            default_audiences: values(default_audiences),
+        })
+    });
+    read.flatten()
+}
+
+fn api_keys(section: &Section<'_>) -> Option<ApiKeys> {
+    let at = section.whole_file(
+        "api_keys",
+        "A file with name:sha256-hex:[roles]:[RFC 3339 end] a line, and nothing else beside it; `portcullis token issue` writes them.",
+    )?;
+    match api_key::parse(&at.value.0) {
+        Ok(keys) => Some(ApiKeys { file: at.value.1, keys }),
+        Err(errors) => {
+            for error in errors.iter().take(MAX_LINE_ERRORS) {
+                section.error_in(
+                    &at,
+                    format!("the file can't be used: {error}"),
+                    "correct or remove the line",
+                );
+            }
+            None
+        }
+    }
 }
 
 /// `implies: {"mcp:admin": ["mcp:read"]}`: keys that nobody can know beforehand.

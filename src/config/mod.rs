@@ -30,6 +30,7 @@ use std::time::Duration;
 use http::header::HeaderName;
 use url::Url;
 
+use crate::authn::api_key::ApiKey;
 use crate::policy::{Roles, RoutePolicy};
 use crate::secret::Secret;
 
@@ -150,10 +151,10 @@ pub struct State {
 #[derive(Clone)]
 pub struct SealKey(pub zeroize::Zeroizing<[u8; 32]>);
 
-/// One issuer who may vouch for callers.
+/// One who may vouch for callers.
 pub struct Identity {
     pub name: Arc<str>,
-    /// Compared byte for byte with `iss`.
+    /// Compared byte for byte with `iss`; empty for API keys, which nobody issues.
     pub issuer: String,
     pub keys: KeySource,
     pub algorithms: Vec<jsonwebtoken::Algorithm>,
@@ -167,8 +168,7 @@ pub struct Identity {
     pub scope_upgrade_endpoint: Option<String>,
 }
 
-/// Where an identity's verification keys come from.
-#[derive(PartialEq, Eq)]
+/// What an identity vouches by: verification keys and where they come from, or what stands in for them.
 pub enum KeySource {
     /// RFC 8414, then OpenID Connect discovery, from the issuer.
     Discovery,
@@ -176,6 +176,30 @@ pub enum KeySource {
     JwksFile(PathBuf),
     /// HS256 with a secret of at least 32 bytes; no call to the issuer.
     SharedSecret(Secret),
+    /// The issuer is asked about each token.
+    Introspection(Introspection),
+    ApiKeys(ApiKeys),
+}
+
+/// RFC 7662 token introspection.
+pub struct Introspection {
+    /// `None`: found by discovery.
+    pub endpoint: Option<Url>,
+    pub client_id: String,
+    pub client_secret: Secret,
+    pub client_auth: ClientAuth,
+    /// How long an answer is believed, in whole seconds; zero asks every time.
+    pub cache: Duration,
+    /// What an answer without `aud` is taken to say; empty: the token is refused.
+    pub default_audiences: Vec<String>,
+}
+
+/// Hashes of API keys in a file.
+pub struct ApiKeys {
+    /// Read again when it changes.
+    pub file: PathBuf,
+    /// What it held when the configuration was read.
+    pub keys: Vec<ApiKey>,
 }
 
 /// Where a principal's attributes stand in the claims; each a dotted path, the first that exists wins.

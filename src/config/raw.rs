@@ -69,12 +69,12 @@ const DEFAULT_SECRETS: [&str; 8] = [
 ];
 
 impl<'a> Section<'a> {
-    /// The whole file.
     /// Notes a file that is read where the configuration is used: when it changes, the configuration does.
     pub fn reads(&self, file: &Path) {
         self.report.files.borrow_mut().push(file.to_owned());
     }
 
+    /// The whole file.
     pub fn root(node: Option<&'a Node>, report: &'a Report) -> Self {
         Self::of(node, String::new(), report, false)
     }
@@ -177,6 +177,16 @@ impl<'a> Section<'a> {
     ) -> Option<At<T>> {
         let node = self.ask(key, json!({"type": "string", "description": about}))?;
         self.value(node, self.path(key), Quote::Never, |scalar| parse(&scalar.text))
+    }
+
+    /// A whole file, named by `${file:PATH}`: its text and its path. Never quoted.
+    pub fn whole_file(&self, key: &'static str, about: &str) -> Option<At<(String, PathBuf)>> {
+        let schema = json!({"type": "string", "pattern": "^\\$\\{file:[^}]+\\}$", "description": about});
+        let node = self.ask(key, schema)?;
+        self.value(node, self.path(key), Quote::Never, |scalar| match &scalar.file {
+            Some(file) => Ok((scalar.text.clone(), file.clone())),
+            None => Err("name the file, and nothing else: ${file:secrets/keys}".to_owned()),
+        })
     }
 
     /// One of some words.

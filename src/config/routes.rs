@@ -7,7 +7,7 @@ use super::identities::locate;
 use super::raw::{At, Quote, Section};
 use super::upstreams::{credential_section, upstream_defaults, upstream_section};
 use super::values::{route_path, scope, upstream_url, values};
-use super::{Credential, Denials, Identity, Place, Route};
+use super::{Credential, Denials, Identity, KeySource, Place, Route};
 use crate::policy::{Budget, OnExcess, PathStep, PolicySource, Roles, RoutePolicy, RuleSource, SourceError};
 
 pub(super) fn routes(
@@ -160,6 +160,24 @@ fn route(
             "credential",
             "there is no token to exchange for nobody",
             "drop anonymous, or use another credential",
+        );
+    }
+    let asks = |identity: &&Arc<Identity>| matches!(identity.keys, KeySource::Introspection(_));
+    if chosen.iter().filter(asks).count() > 1 {
+        section.error_at(
+            "identity",
+            "two of these are asked about tokens, and one would be shown the other's",
+            "name one identity with introspection a route",
+        );
+    }
+    let by_key = chosen
+        .iter()
+        .find(|identity| matches!(identity.keys, KeySource::ApiKeys(_)));
+    if let (Some(identity), Some(Credential::Exchange(_))) = (by_key, &credential) {
+        section.error_at(
+            "credential",
+            format!("the keys of \"{}\" are no tokens to exchange", identity.name),
+            "use another credential, or another route for them",
         );
     }
     Some(Route {

@@ -47,6 +47,11 @@ fn secrets() -> tempfile::TempDir {
         ("seal", "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n"),
         ("gate", "a-client-secret\n"),
         ("status", "a-password\n"),
+        ("introspection", "a-client-secret\n"),
+        (
+            "keys",
+            "ci:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08:reader:\n",
+        ),
     ] {
         std::fs::write(secrets.join(name), text).expect("a file");
     }
@@ -120,6 +125,8 @@ fn the_reference_holds_every_key_and_no_other() {
         "search",
         "status",
         "mcp:admin",
+        "zitadel",
+        "robots",
     ]
     .map(str::to_owned)
     .into();
@@ -265,6 +272,51 @@ fn bad_sections_are_refused() {
         ("state: {seal_keys: [c2hvcnQ=]}", "state.seal_keys[0]", "32 bytes"),
         ("identity: {a: {}}", "identity.a.issuer", "missing"),
         ("identity: {a: {issuer: }}", "identity.a.issuer", "no value"),
+        (
+            "identity: {a: {issuer: 'https://h', introspection: {client_id: i}}}",
+            "identity.a.introspection.client_secret",
+            "missing",
+        ),
+        (
+            "identity: {a: {issuer: 'https://h', introspection: {client_id: i, client_secret: s, endpoint: 'http://h/'}}}",
+            "identity.a.introspection.endpoint",
+            "use https",
+        ),
+        (
+            "identity: {a: {issuer: 'https://h', introspection: {client_id: i, client_secret: s, cache: 6m}}}",
+            "identity.a.introspection.cache",
+            "up to 5m",
+        ),
+        (
+            "identity: {a: {issuer: 'https://h', introspection: {client_id: i, client_secret: s, cache: 1500ms}}}",
+            "identity.a.introspection.cache",
+            "whole number of seconds",
+        ),
+        (
+            "identity: {a: {issuer: 'https://h', jwks_uri: 'https://h/k', introspection: {client_id: i, client_secret: s}}}",
+            "identity.a.introspection",
+            "alternatives",
+        ),
+        (
+            "identity: {a: {issuer: 'https://h', algorithms: [RS256], introspection: {client_id: i, client_secret: s}}}",
+            "identity.a.algorithms",
+            "no signature is checked",
+        ),
+        (
+            "identity: {a: {api_keys: 'ci:00'}}",
+            "identity.a.api_keys",
+            "does not fit; name the file",
+        ),
+        (
+            "identity: {a: {api_keys: '${env:SHORT}'}}",
+            "identity.a.api_keys",
+            "name the file",
+        ),
+        (
+            "identity: {a: {api_keys: '${file:none}'}}",
+            "identity.a.api_keys",
+            "cannot read none",
+        ),
         (
             "identity: {a: {issuer: 'http://login.example.com'}}",
             "identity.a.issuer",
@@ -480,13 +532,55 @@ fn identities_and_paths_are_unambiguous() {
 }
 
 #[test]
+fn who_asks_and_who_has_keys_stand_where_they_make_sense() {
+    let asks =
+        |name: &str| format!("{name}: {{issuer: 'https://{name}', introspection: {{client_id: i, client_secret: s}}}}");
+    let two = format!("identity: {{{}, {}}}\n", asks("a"), asks("b"));
+    let both = errors(&format!(
+        "{two}routes: {{r: {{path: /m, identity: [a, b], upstream: 'http://h/'}}}}"
+    ));
+    assert!(both.contains("routes.r.identity: two of these are asked"), "{both}");
+
+    let directory = secrets();
+    let of_file = |text: &str, rest: &str| {
+        std::fs::write(directory.path().join("secrets/keys"), text).expect("a file");
+        let file = format!("identity: {{a: {{api_keys: '${{file:secrets/keys}}'{rest}");
+        match Config::parse(&file, "p.yaml", directory.path(), &env) {
+            Ok(loaded) => Ok(loaded.config),
+            Err(errors) => Err(errors.to_string()),
+        }
+    };
+    let open = format!("}}}}\n{ROUTES}");
+    let config = of_file("", &open).expect("an empty file is a list of none");
+    assert_eq!(config.identities[0].issuer, "");
+    let bad = of_file("# one\nci:sk-live-4242\nci\n", &open).err().expect("errors");
+    assert!(
+        bad.contains("p.yaml:1:26: identity.a.api_keys: the file can't be used: line 2: the hash")
+            && bad.contains("line 3:")
+            && !bad.contains("sk-live-4242"),
+        "{bad}"
+    );
+    let beside = of_file("", &format!(", issuer: 'https://h'{open}"))
+        .err()
+        .expect("errors");
+    assert!(beside.contains("unknown key \"issuer\""), "{beside}");
+    let exchange = "{exchange: {token_endpoint: 'https://h/t', client_id: i, client_secret: s}}";
+    let route = format!("}}}}\nroutes: {{r: {{path: /m, upstream: 'http://h/', credential: {exchange}}}}}");
+    let exchanged = of_file("", &route).err().expect("errors");
+    assert!(
+        exchanged.contains("the keys of \"a\" are no tokens to exchange"),
+        "{exchanged}"
+    );
+}
+
+#[test]
 fn keys_of_parts_that_are_not_built_are_unknown() {
     let top = ["database", "plaintext"];
     let listen = ["plaintext", "trusted_proxies"];
     let route = ["host", "servers", "rate", "concurrency"];
     let limits = ["rate", "burst", "concurrency"];
     let upstream = ["breaker", "command"];
-    let identity = ["introspection", "api_keys"];
+    let identity = ["client_certificates"];
     let credential = ["connection", "passthrough", "client_credentials", "assertion"];
     let mut files: Vec<(&str, String)> = Vec::new();
     let mut add = |keys: &[&'static str], file: &str| {

@@ -48,6 +48,8 @@ pub struct Scalar {
     pub quoted: bool,
     /// Came from the environment or a file: never shown.
     pub resolved: bool,
+    /// The file, when the value is all of one.
+    pub file: Option<PathBuf>,
 }
 
 /// Where interpolated values come from.
@@ -197,6 +199,11 @@ impl Builder<'_> {
                 value: Value::Null,
             });
         }
+        let file = text
+            .strip_prefix("${file:")
+            .and_then(|rest| rest.strip_suffix('}'))
+            .filter(|path| !path.contains('}'))
+            .map(|path| self.sources.directory.join(path));
         let (text, resolved) = match interpolate(&text, self.sources) {
             Ok(Some(resolved)) => (resolved, true),
             Ok(None) => (text, false),
@@ -207,7 +214,12 @@ impl Builder<'_> {
         };
         self.put(Node {
             place,
-            value: Value::Scalar(Scalar { text, quoted, resolved }),
+            value: Value::Scalar(Scalar {
+                text,
+                quoted,
+                resolved,
+                file,
+            }),
         })
     }
 

@@ -231,7 +231,7 @@ fn unreachable(error: &reqwest::Error) -> CredentialError {
 }
 
 /// RFC 6749 section 2.3.1: both halves are form-encoded before they are joined.
-fn basic(client_id: &str, secret: &Secret) -> HeaderValue {
+pub(crate) fn basic(client_id: &str, secret: &Secret) -> HeaderValue {
     let encode = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
     let pair = Zeroizing::new(format!(
         "{}:{}",

@@ -27,6 +27,7 @@ use crate::telemetry::Metrics;
 
 use cache::Exchanged;
 pub use check::{CredentialCheck, Funded};
+pub(crate) use exchange::basic;
 
 /// What one request carries to the upstream. Has no `Debug`: it is a secret.
 #[derive(Clone)]

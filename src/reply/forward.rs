@@ -24,6 +24,7 @@ use super::listing::outcome_of_failure;
 use super::sending::Sending;
 use super::{headers, json};
 use crate::authn::Principal;
+use crate::authn::bearer::bearer;
 use crate::call::{Call, Form};
 use crate::clock::Clock;
 use crate::config::Transport;
@@ -34,6 +35,7 @@ use crate::mcp::sse::Decoder;
 use crate::mcp::{self, Era, Kind, Payload};
 use crate::policy::{Decision, Permitted};
 use crate::rights::{Claim, Rights};
+use crate::secret::Secret;
 use crate::session::{SESSION_HEADER, Sealer, Session, Streams};
 use crate::telemetry::Outcome;
 use crate::upstream::{Sent, UpstreamBody};
@@ -318,7 +320,7 @@ impl Shared {
             claim: Claim {
                 route: call.route.clone(),
                 principal: call.principal.clone(),
-                token: call.token.as_ref().map(|token| token.0.clone()),
+                token: bearer(&call.headers).ok().flatten().map(Secret::new),
             },
             rights: self.rights.clone(),
             shaken,

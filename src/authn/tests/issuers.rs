@@ -31,7 +31,7 @@ async fn an_unknown_kid_fetches_at_most_every_ten_seconds() {
     gate.clock.set(NOW + 10);
     assert_eq!(gate.reason(&after).await, "ok");
     assert_eq!(gate.reason(&before).await, "ok");
-    assert_eq!(gate.count("CacheHit"), 1, "an added key voids nothing");
+    assert_eq!(gate.count("verified:hit"), 1, "an added key voids nothing");
     assert_eq!(issuer.hits(JWKS), 2);
 }
 

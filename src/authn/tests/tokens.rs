@@ -277,14 +277,14 @@ async fn a_cached_token_is_checked_again_on_every_request() {
     let token = key.token(&claims(&issuer.url));
     assert_eq!(gate.reason(&token).await, "ok");
     assert_eq!(gate.reason(&token).await, "ok");
-    assert_eq!((gate.count("CacheMiss"), gate.count("CacheHit")), (1, 1));
+    assert_eq!((gate.count("verified:miss"), gate.count("verified:hit")), (1, 1));
     let mut other = route(&["corp"]);
     other.resource = "https://mcp.example.com/other".to_owned();
     assert_eq!(gate.ask_on(&other, &token).await.unwrap_err().reason(), "audience");
     gate.clock.set(NOW + 330);
     assert_eq!(gate.reason(&token).await, "ok");
     assert_eq!(
-        gate.count("CacheMiss"),
+        gate.count("verified:miss"),
         2,
         "gone at exp, although the leeway lets it in"
     );
