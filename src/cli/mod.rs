@@ -3,6 +3,7 @@
 mod check;
 pub mod demo;
 mod serve;
+mod token;
 
 use std::process::ExitCode;
 
@@ -21,6 +22,7 @@ enum Command {
     Serve(serve::Serve),
     Demo(demo::Demo),
     Check(check::Check),
+    Token(token::Token),
 }
 
 /// Runs the command line.
@@ -42,6 +44,7 @@ pub fn run() -> ExitCode {
         Command::Serve(serve) => runtime.block_on(serve.run()),
         Command::Demo(demo) => runtime.block_on(demo.run()),
         Command::Check(check) => check.run(),
+        Command::Token(token) => token.run(),
     };
     // A command that has ended has said all it had to: nothing is waited for here.
     runtime.shutdown_background();

@@ -1,6 +1,7 @@
 //! The gateway with real sockets: one binary, so that it is linked once.
 
 mod budget;
+mod callers;
 mod commands;
 mod demo;
 mod gate;
