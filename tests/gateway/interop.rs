@@ -367,3 +367,36 @@ async fn sdk_clients_find_their_way_to_a_token() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn opaque_tokens_of_a_real_issuer_are_asked_about() {
+    let arguments = &["tests/interop/servers/oidc.mjs", "--opaque"];
+    let (_issuer, issuer_url) = server("oidc-provider", NODE, arguments, "", false).start().await;
+    let (_server, url) = MID.start().await;
+    let identity = format!(
+        "  real:\n    issuer: {}\n    introspection: {{client_id: gate, client_secret: gate-secret}}\n",
+        issuer_url.trim_end_matches('/')
+    );
+    let yaml = MID.route(&url, MID.transport(), "    scopes: [mcp.use]\n");
+    let gate = Gate::with_setup("", Some(&identity), &yaml).await;
+    let mut command = command(NODE, &["tests/interop/clients/oauth.mjs", "--sdk", "v2"]);
+    command.arg(gate.url()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let output = tokio::time::timeout(PATIENCE, command.output())
+        .await
+        .expect("in time")
+        .expect("it runs");
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{report}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(report.contains("\"token\":\"opaque\""), "{report}");
+    let asked = |result: &str| {
+        let line = format!("portcullis_token_cache_total{{cache=\"introspection\",result=\"{result}\"}}");
+        gate.metric(&line).unwrap_or(0.0)
+    };
+    assert!(asked("miss") >= 1.0 && asked("hit") >= 1.0, "{report}");
+    let answer = gate.legacy("no-token-of-theirs", &super::gate::call("add")).await;
+    assert_eq!(answer.status, 401);
+}

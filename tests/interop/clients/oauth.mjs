@@ -99,8 +99,9 @@ try {
   const name = values.tool ?? ['add', 'echo'].find((known) => report.tools.includes(known));
   const { content } = await mcp.callTool({ name, arguments: { a: 2, b: 3, message: 'hello' } });
   report.call = content.map((part) => part.text);
-  const claims = JSON.parse(Buffer.from(saved.tokens.access_token.split('.')[1], 'base64url'));
-  report.token = { aud: hidden([claims.aud].flat()[0]), scope: claims.scope, sub: claims.sub };
+  const [, payload] = saved.tokens.access_token.split('.');
+  const claims = payload && JSON.parse(Buffer.from(payload, 'base64url'));
+  report.token = claims ? { aud: hidden([claims.aud].flat()[0]), scope: claims.scope, sub: claims.sub } : 'opaque';
   await mcp.close();
 } catch (error) {
   report.error = `${error.constructor.name}: ${error.message}`;

@@ -2,13 +2,15 @@
 // places. Access tokens are JWTs (RS256) whose `aud` is the resource asked for. Whoever comes is logged in as alice and
 // consents to everything, so that a client without a browser gets through by following redirects with its cookies.
 //
+// --opaque issues opaque access tokens instead; introspection (RFC 7662) answers the client `gate`, whose secret is `gate-secret`.
+//
 // Also POST /token-for {resource, scope?, sub?} answers a token at once, for tests that are not about the dance.
 import { createServer } from 'node:http';
 import { parseArgs } from 'node:util';
 import { exportJWK, generateKeyPair, importJWK, SignJWT } from 'jose';
 import Provider from 'oidc-provider';
 
-const { values } = parseArgs({ options: { port: { type: 'string', default: '0' }, scope: { type: 'string', default: 'mcp.use' } } });
+const { values } = parseArgs({ options: { port: { type: 'string', default: '0' }, scope: { type: 'string', default: 'mcp.use' }, opaque: { type: 'boolean' } } });
 
 const { privateKey } = await generateKeyPair('RS256', { extractable: true });
 const key = { ...(await exportJWK(privateKey)), kid: 'interop-1', alg: 'RS256', use: 'sig' };
@@ -20,6 +22,7 @@ const issuer = `http://127.0.0.1:${server.address().port}`;
 const provider = new Provider(issuer, {
   jwks: { keys: [key] },
   cookies: { keys: ['interop'] },
+  clients: [{ client_id: 'gate', client_secret: 'gate-secret', grant_types: [], response_types: [], redirect_uris: [] }],
   scopes: ['openid', 'offline_access', ...values.scope.split(' ')],
   claims: { openid: ['sub'] },
   clientAuthMethods: ['none', 'client_secret_basic', 'client_secret_post'],
@@ -31,6 +34,7 @@ const provider = new Provider(issuer, {
     devInteractions: { enabled: false },
     registration: { enabled: true },
     revocation: { enabled: true },
+    introspection: { enabled: true },
     resourceIndicators: {
       enabled: true,
       useGrantedResource: () => true,
@@ -38,8 +42,8 @@ const provider = new Provider(issuer, {
         scope: values.scope,
         audience: resource,
         accessTokenTTL: 600,
-        accessTokenFormat: 'jwt',
-        jwt: { sign: { alg: 'RS256' } },
+        accessTokenFormat: values.opaque ? 'opaque' : 'jwt',
+        ...(values.opaque ? {} : { jwt: { sign: { alg: 'RS256' } } }),
       }),
     },
   },
