@@ -101,6 +101,7 @@ impl Generation {
         let front = stack(Parts {
             metrics: metrics.clone(),
             audit: audit.clone(),
+            trusted_proxies: config.listen.trusted_proxies.clone(),
             hosts: hosts(config, &url, *address),
             origins: config.listen.allowed_origins.clone(),
             well_known: well_known(&url, &routes),

@@ -9,9 +9,11 @@ use tower::ServiceBuilder;
 use crate::authn::{Authenticator, AuthnCheck};
 use crate::call::Intake;
 use crate::clock::Clock;
+use crate::config::Network;
 use crate::credential::CredentialCheck;
 use crate::edge::CheckLayer;
 use crate::edge::access::{AccessLayer, Front};
+use crate::edge::forwarded::ForwardedCheck;
 use crate::edge::guard::{HostCheck, OriginLayer};
 use crate::edge::rescue::RescueLayer;
 use crate::metadata::WellKnownLayer;
@@ -26,6 +28,8 @@ use crate::telemetry::{Audit, Metrics};
 pub struct Parts {
     pub metrics: Arc<Metrics>,
     pub audit: Audit,
+    /// Peers whose forwarding headers are believed.
+    pub trusted_proxies: Vec<Network>,
     /// Lower case, without a port.
     pub hosts: Vec<String>,
     pub origins: Vec<String>,
@@ -46,6 +50,7 @@ pub fn stack(parts: Parts) -> Arc<dyn Front> {
     let Parts {
         metrics,
         audit,
+        trusted_proxies,
         hosts,
         origins,
         well_known,
@@ -63,6 +68,8 @@ pub fn stack(parts: Parts) -> Arc<dyn Front> {
         .layer(AccessLayer::new(metrics))
         // Every failure below ends here; above it there are only responses.
         .layer(RescueLayer::new(audit.clone()))
+        // Whom the proxies before us speak for, so that everything below knows the client and not the last hop.
+        .layer(CheckLayer::new(ForwardedCheck::new(trusted_proxies)))
         // A request for somebody else's host is not ours to answer, not even with public documents.
         .layer(CheckLayer::new(HostCheck::new(hosts)))
         // Clients read these to learn how to authenticate, and browsers from any page: before Origin and bearer.

@@ -31,7 +31,7 @@ fn diagnostics_are_these() {
         ),
         (
             "listen: {address: 0.0.0.0:1, public_url: 'https://h'}\nroutes: {r: {path: /mcp, anonymous: true, upstream: 'http://127.0.0.1:1/mcp'}}",
-            "p.yaml:1:19: listen.address: \"0.0.0.0:1\" is off loopback, and there is no tls; add listen.tls with certificate and key",
+            "p.yaml:1:19: listen.address: \"0.0.0.0:1\" is off loopback, and there is no tls; add listen.tls with certificate and key, or listen.plaintext: true where TLS ends before the gate",
         ),
         (
             "listen: {address: 0.0.0.0:1, tls: {certificate: c, key: k}}\nroutes: {r: {path: /mcp, anonymous: true, upstream: 'http://127.0.0.1:1/mcp'}}",
@@ -62,8 +62,20 @@ fn diagnostics_are_these() {
             "p.yaml:1:32: listen.limits.connections: \"many\" does not fit; use a whole number from 1 to 1000000",
         ),
         (
-            "listen: {plaintext: true}\nroutes: {r: {path: /mcp, anonymous: true, upstream: 'http://127.0.0.1:1/mcp'}}",
-            "p.yaml:1:10: listen.plaintext: unknown key \"plaintext\"; known here: address, public_url, tls, limits, allowed_hosts, allowed_origins",
+            "listen: {trusted_proxies: [10.0.0.1/8], public_url: 'https://h'}\nroutes: {r: {path: /mcp, anonymous: true, upstream: 'http://127.0.0.1:1/mcp'}}",
+            "p.yaml:1:28: listen.trusted_proxies[0]: \"10.0.0.1/8\" does not fit; the bits after the prefix must be zero; write the network's first address",
+        ),
+        (
+            "listen: {trusted_proxies: [10.0.0.0/8]}\nroutes: {r: {path: /mcp, anonymous: true, upstream: 'http://127.0.0.1:1/mcp'}}",
+            "p.yaml:1:27: listen.trusted_proxies: behind a proxy public_url is required; set listen.public_url to the URL that clients use",
+        ),
+        (
+            "listen: {plaintext: true, tls: {certificate: c, key: k}}\nroutes: {r: {path: /mcp, anonymous: true, upstream: 'http://127.0.0.1:1/mcp'}}",
+            "p.yaml:1:21: listen.plaintext: plaintext and tls exclude each other; remove plaintext, or tls where it ends before the gate",
+        ),
+        (
+            "listen: {plain: true}\nroutes: {r: {path: /mcp, anonymous: true, upstream: 'http://127.0.0.1:1/mcp'}}",
+            "p.yaml:1:10: listen.plain: unknown key \"plain\"; known here: address, public_url, tls, plaintext, trusted_proxies, limits, allowed_hosts, allowed_origins",
         ),
         (
             "telemetry: {log: {level: portcullis=loudest}}\nroutes: {r: {path: /mcp, anonymous: true, upstream: 'http://127.0.0.1:1/mcp'}}",

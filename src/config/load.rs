@@ -180,12 +180,37 @@ fn listen(section: &Section<'_>, directory: &Path) -> Option<Listen> {
             key: key?,
         })
     });
+    let plaintext = section
+        .flag(
+            "plaintext",
+            "Listen off loopback without tls, because TLS ends before the gate; default false.",
+        )
+        .unwrap_or(false);
+    if plaintext && section.has("tls") {
+        section.error_at(
+            "plaintext",
+            "plaintext and tls exclude each other",
+            "remove plaintext, or tls where it ends before the gate",
+        );
+    }
+    let trusted_proxies = values(section.parsed_list(
+        "trusted_proxies",
+        "Networks of the proxies before the gate: only their X-Forwarded-* and Forwarded are believed.",
+        str::parse::<Network>,
+    ));
+    if section.has("trusted_proxies") && !section.has("public_url") {
+        section.error_at(
+            "trusted_proxies",
+            "behind a proxy public_url is required",
+            "set listen.public_url to the URL that clients use",
+        );
+    }
     if !address.ip().is_loopback() {
-        if !section.has("tls") {
+        if !section.has("tls") && !plaintext {
             section.error_at(
                 "address",
                 format!("\"{address}\" is off loopback, and there is no tls"),
-                "add listen.tls with certificate and key",
+                "add listen.tls with certificate and key, or listen.plaintext: true where TLS ends before the gate",
             );
         }
         if !section.has("public_url") {
@@ -234,6 +259,7 @@ fn listen(section: &Section<'_>, directory: &Path) -> Option<Listen> {
         address,
         public_url: public_url.map(|at| at.value),
         tls: tls.flatten(),
+        trusted_proxies,
         limits,
         allowed_hosts: values(allowed_hosts),
         allowed_origins: values(allowed_origins),

@@ -9,6 +9,7 @@ mod diagnostic;
 mod exact;
 mod identities;
 mod load;
+mod network;
 mod raw;
 mod routes;
 #[cfg(test)]
@@ -20,6 +21,7 @@ pub mod watch;
 
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub use load::Loaded;
+pub use network::Network;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -54,6 +56,8 @@ pub struct Listen {
     /// `None` only on loopback, where it is built from the bound address.
     pub public_url: Option<String>,
     pub tls: Option<ServerTls>,
+    /// Peers whose forwarding headers are believed; `public_url` is given when there are any.
+    pub trusted_proxies: Vec<Network>,
     pub limits: ListenLimits,
     /// Hosts accepted besides `public_url`'s and loopback names when bound to loopback; lower case, without a port.
     pub allowed_hosts: Vec<String>,

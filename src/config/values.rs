@@ -214,6 +214,11 @@ pub(super) fn forwarded(text: &str) -> Result<HeaderName, String> {
         "proxy-connection",
         "expect",
         "mcp-session-id",
+        "forwarded",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-proto",
     ];
     if never.contains(&name.as_str()) {
         return Err("credentials, hop-by-hop headers and what the gate sets itself are never forwarded".to_owned());

@@ -86,6 +86,7 @@ impl<S: Stage<Arrival<RequestBody>, Error = Infallible>> Inner<S> {
         tracing::info!(
             target: "portcullis::access",
             request_id = journey.request_id.as_str(),
+            client = %journey.client(),
             peer = %connection.peer,
             %method,
             path = uri.path(),

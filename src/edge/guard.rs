@@ -72,6 +72,13 @@ impl<B: Send + 'static> Check<Arrival<B>> for HostCheck {
             (Some(header), None) => std::str::from_utf8(header).ok(),
             (None, None) => None,
         };
+        // A proxy may write its own Host, as long as it says which one it was asked for.
+        let forwarded = arrival
+            .journey
+            .forwarded
+            .get()
+            .and_then(|origin| origin.host.as_deref());
+        let named = named.map(|named| forwarded.unwrap_or(named));
         match named {
             Some(host) if self.accepts(host) => Ok(arrival),
             _ => Err(Rejection::Misdirected),

@@ -3,6 +3,7 @@
 //! Every stage that learns something writes it here once; [`super::rescue`], the access log and the audit read it when
 //! the request ends, however far it came. One allocation a request.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Instant;
@@ -10,6 +11,7 @@ use std::time::Instant;
 use aws_lc_rs::rand;
 use http::header::HeaderValue;
 
+use super::forwarded::Origin;
 use crate::authn::Principal;
 use crate::listener::ConnectionInfo;
 use crate::mcp::{Era, Id, Message};
@@ -24,6 +26,8 @@ pub struct Journey {
     pub started: Instant,
     /// What it came over.
     pub connection: ConnectionInfo,
+    /// What trusted proxies said of it.
+    pub forwarded: OnceLock<Origin>,
     /// The browser origin that may read the response.
     pub origin: OnceLock<HeaderValue>,
     pub route: OnceLock<Arc<Route>>,
@@ -49,11 +53,18 @@ impl Journey {
             connection,
             request_id: RequestId::next(),
             started: Instant::now(),
+            forwarded: OnceLock::new(),
             origin: OnceLock::new(),
             route: OnceLock::new(),
             principal: OnceLock::new(),
             call: OnceLock::new(),
         })
+    }
+
+    /// The client's address: what a trusted proxy said, else the peer's.
+    pub fn client(&self) -> IpAddr {
+        let peer = || self.connection.peer.ip().to_canonical();
+        self.forwarded.get().map_or_else(peer, |forwarded| forwarded.client)
     }
 
     /// The id a single request is answered with.

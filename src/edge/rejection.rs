@@ -27,6 +27,9 @@ pub enum Rejection {
     #[error("the {0} header came more than once")]
     RepeatedHeader(&'static str),
 
+    #[error("the {0} header of a trusted proxy can't be read, or disagrees with another")]
+    MalformedForwarded(&'static str),
+
     // The client's: identity.
     #[error(transparent)]
     Authn(#[from] AuthnError),

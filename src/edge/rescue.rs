@@ -171,7 +171,9 @@ fn failure(rejection: &Rejection, journey: &Journey) -> Failure {
             allow: Some(allow),
             ..plain(S::METHOD_NOT_ALLOWED, 40_500)
         },
-        Rejection::RepeatedHeader(_) => plain(S::BAD_REQUEST, codes::INVALID_REQUEST),
+        Rejection::RepeatedHeader(_) | Rejection::MalformedForwarded(_) => {
+            plain(S::BAD_REQUEST, codes::INVALID_REQUEST)
+        }
         Rejection::Authn(AuthnError::KeysUnavailable { .. } | AuthnError::IssuerUnavailable { .. }) => Failure {
             retry_after: Some(10),
             ..plain(S::SERVICE_UNAVAILABLE, codes::UNAVAILABLE)

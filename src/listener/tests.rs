@@ -19,6 +19,7 @@ fn listen(limits: ListenLimits, tls: Option<ServerTls>) -> Listen {
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
         public_url: None,
         tls,
+        trusted_proxies: Vec::new(),
         limits,
         allowed_hosts: Vec::new(),
         allowed_origins: Vec::new(),

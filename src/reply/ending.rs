@@ -159,6 +159,7 @@ pub fn line<'a>(journey: &'a Journey, member: Option<usize>, decision: Option<&D
     AuditLine {
         time: jiff::Timestamp::now(),
         request_id: journey.request_id.as_str(),
+        address: journey.client(),
         issuer: principal.map(|principal| principal.issuer.as_str()),
         subject: principal.map(|principal| principal.subject.as_str()),
         client: principal.and_then(|principal| principal.client.as_deref()),

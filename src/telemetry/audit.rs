@@ -64,6 +64,8 @@ pub struct AuditLine<'a> {
     pub time: jiff::Timestamp,
     #[serde(serialize_with = "cut")]
     pub request_id: &'a str,
+    /// The client's, as far as trusted proxies tell.
+    pub address: std::net::IpAddr,
     #[serde(serialize_with = "cut_some", skip_serializing_if = "Option::is_none")]
     pub issuer: Option<&'a str>,
     #[serde(serialize_with = "cut_some", skip_serializing_if = "Option::is_none")]
@@ -438,6 +440,7 @@ mod tests {
         AuditLine {
             time: jiff::Timestamp::from_second(1_700_000_000).unwrap(),
             request_id: "r1",
+            address: std::net::Ipv4Addr::LOCALHOST.into(),
             issuer: Some("https://issuer.test"),
             subject: Some(subject),
             client: None,
@@ -505,7 +508,7 @@ mod tests {
         assert_eq!(
             value,
             serde_json::json!({
-                "time": "2023-11-14T22:13:20Z", "request_id": "r1", "issuer": "https://issuer.test", "subject": "alice",
+                "time": "2023-11-14T22:13:20Z", "request_id": "r1", "address": "127.0.0.1", "issuer": "https://issuer.test", "subject": "alice",
                 "route": "notes", "method": "tools/call", "tool": "get_note", "decision": "deny",
                 "rule": "tools.rules[2]", "reason": "rule", "credential": "none", "outcome": "denied",
                 "duration_ms": 1.5
