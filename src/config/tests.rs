@@ -576,7 +576,7 @@ fn who_asks_and_who_has_keys_stand_where_they_make_sense() {
 #[test]
 fn keys_of_parts_that_are_not_built_are_unknown() {
     let top = ["database", "plaintext"];
-    let listen = [];
+    let listen = ["proxy_protocol"];
     let route = ["host", "servers", "rate", "concurrency"];
     let limits = ["rate", "burst", "concurrency"];
     let upstream = ["breaker", "command"];
