@@ -5,6 +5,9 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
+/// The byte order mark, which a client takes off the stream's beginning, once.
+const MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// An event is over the decoder's bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an event of the stream is over {0} bytes")]
@@ -36,11 +39,12 @@ impl Event {
         self.raw
     }
 
-    /// The same event with other data: `id`, `retry`, `event` and comments stay, a byte order mark does not. Were it
-    /// kept, the line behind it would still be the client's first `data`, with what was taken out.
+    /// The same event with other data: `id`, `retry`, `event` and comments stay, a byte order mark does not, nor any line
+    /// that begins with one. Were it kept, what follows it would still be the client's first `data`, with what was taken out.
     pub fn with_data(&self, data: &[u8]) -> Bytes {
         let mut out = BytesMut::with_capacity(self.raw.len() + data.len());
-        for line in lines(&self.raw[self.text..]).filter(|line| !line.is_empty() && field(line).0 != b"data") {
+        let stays = |line: &&[u8]| !line.is_empty() && field(line).0 != b"data" && !line.starts_with(MARK);
+        for line in lines(&self.raw[self.text..]).filter(stays) {
             out.extend_from_slice(line);
             out.extend_from_slice(b"\n");
         }
@@ -172,11 +176,7 @@ fn event(raw: Bytes, first: bool) -> Event {
     let mut data: Option<Bytes> = None;
     let mut joined: Option<BytesMut> = None;
     let mut name = None;
-    let text = if first && raw.starts_with(b"\xef\xbb\xbf") {
-        3
-    } else {
-        0
-    };
+    let text = if first && raw.starts_with(MARK) { MARK.len() } else { 0 };
     for line in lines(&raw[text..]) {
         match field(line) {
             (b"data", value) => match (&mut joined, &data) {
@@ -282,6 +282,12 @@ mod tests {
     fn other_data_leaves_none_of_the_old_behind_a_byte_order_mark() {
         let (events, _) = decode(b"\xef\xbb\xbfdata: secret\nid: 1\n\n", 1000);
         assert_eq!(events[0].data().map(|data| &data[..]), Some(&b"secret"[..]));
+        assert_eq!(events[0].with_data(b"new"), "id: 1\ndata: new\n\n");
+    }
+
+    #[test]
+    fn other_data_leaves_none_of_the_old_behind_a_second_byte_order_mark() {
+        let (events, _) = decode(b"\xef\xbb\xbf\xef\xbb\xbfdata: secret\nid: 1\ndata: old\n\n", 1000);
         assert_eq!(events[0].with_data(b"new"), "id: 1\ndata: new\n\n");
     }
 
