@@ -3,6 +3,9 @@
 //! URIs are full of `?` and `[`, so those are themselves; matching is linear in practice and never worse than pattern
 //! times text, which are both bounded.
 
+/// What a star is tried as; the last of Unicode's characters, which no name has.
+const ANYTHING: &str = "\u{10FFFF}";
+
 /// A compiled glob.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Glob {
@@ -41,9 +44,9 @@ impl Glob {
         if self == other {
             return true;
         }
-        // A star in `other` must be able to stand for anything, so it is put to the test as a text no pattern spells.
-        let spelled = other.parts.join("\u{10FFFF}");
-        self.matches(&spelled)
+        // A star in `other` must be able to stand for anything, so it is put to the test as a text this pattern can't spell.
+        let spelled = other.parts.join(ANYTHING);
+        !self.parts.iter().any(|part| part.contains(ANYTHING)) && self.matches(&spelled)
     }
 }
 
@@ -79,6 +82,12 @@ mod tests {
         ] {
             assert_eq!(Glob::new(pattern).matches(text), expected, "{pattern} {text}");
         }
+    }
+
+    #[test]
+    fn a_pattern_that_spells_the_stand_in_covers_no_star() {
+        assert!(!Glob::new("*\u{10FFFF}").covers(&Glob::new("**")));
+        assert!(Glob::new("*").covers(&Glob::new("a*\u{10FFFF}")));
     }
 
     proptest! {
