@@ -5,6 +5,8 @@
 //! 2. Anything but `true` or `false` is an error, and an error never allows (r11).
 //! 3. Arguments are parsed only for a rule that otherwise matches. They are an object in which no key stands twice, at
 //!    any depth: of two `ids` the condition might look at one and the upstream act on the other (r49).
+//! 4. Parsing and evaluating recurse, and a worker's stack is small: an expression is parsed on a stack of its own, and one
+//!    whose tree is deeper than [`MAX_DEPTH`] is refused.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,6 +20,12 @@ use crate::clock::UnixSeconds;
 
 /// Longest expression.
 const MAX_LENGTH: usize = 4096;
+
+/// Deepest tree of an expression. Operators in a row nest to the left, so this is also how many `+` a sum can have.
+const MAX_DEPTH: usize = 48;
+
+/// Bytes for the parser, which bounds itself at 96 levels but spends over 100 KiB on each when it isn't optimised.
+const PARSER_STACK: usize = 64 * 1024 * 1024;
 
 /// A compiled condition.
 #[derive(Debug)]
@@ -51,16 +59,30 @@ impl When {
         if text.len() > MAX_LENGTH {
             return Err(format!("the expression is over {MAX_LENGTH} bytes"));
         }
+        std::thread::scope(|scope| {
+            std::thread::Builder::new()
+                .stack_size(PARSER_STACK)
+                .spawn_scoped(scope, || Self::parse(text))
+                .map_err(|error| format!("no thread to parse it: {error}"))?
+                .join()
+                .unwrap_or_else(|_| Err("not a CEL expression".to_owned()))
+        })
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
         let program = Program::compile(text).map_err(|error| format!("not a CEL expression: {error}"))?;
-        let mut free = Vec::new();
-        free_variables(program.expression(), &mut Vec::new(), &mut free);
+        let mut walk = Walk::default();
+        walk.visit(program.expression());
+        if walk.deepest > MAX_DEPTH {
+            return Err(format!("the expression nests deeper than {MAX_DEPTH}"));
+        }
         let known = ["principal", "tool", "args", "route", "now"];
-        if let Some(name) = free.iter().find(|name| !known.contains(name)) {
+        if let Some(name) = walk.free.iter().find(|name| !known.contains(name)) {
             return Err(format!(
                 "unknown variable \"{name}\"; there are principal, tool, args, route and now"
             ));
         }
-        let uses_args = free.contains(&"args");
+        let uses_args = walk.free.contains(&"args");
         Ok(Self { program, uses_args })
     }
 
@@ -149,52 +171,64 @@ fn value(json: &serde_json::Value) -> Value {
     }
 }
 
-/// The variables that an expression takes from outside: those that its comprehensions bind are its own.
-/// The parser bounds the depth.
-fn free_variables<'a>(expression: &'a IdedExpr, bound: &mut Vec<&'a str>, free: &mut Vec<&'a str>) {
-    match &expression.expr {
-        Expr::Ident(name) => {
-            // The parser's own accumulators begin with an `@`.
-            if !name.starts_with('@') && !bound.contains(&name.as_str()) {
-                free.push(name);
-            }
-        }
-        Expr::Call(call) => {
-            for part in call.target.as_deref().into_iter().chain(&call.args) {
-                free_variables(part, bound, free);
-            }
-        }
-        Expr::Comprehension(comprehension) => {
-            free_variables(&comprehension.iter_range, bound, free);
-            free_variables(&comprehension.accu_init, bound, free);
-            let outside = bound.len();
-            bound.push(&comprehension.iter_var);
-            bound.extend(comprehension.iter_var2.as_deref());
-            bound.push(&comprehension.accu_var);
-            free_variables(&comprehension.loop_cond, bound, free);
-            free_variables(&comprehension.loop_step, bound, free);
-            free_variables(&comprehension.result, bound, free);
-            bound.truncate(outside);
-        }
-        Expr::List(list) => {
-            for element in &list.elements {
-                free_variables(element, bound, free);
-            }
-        }
-        Expr::Map(map) => entries(&map.entries, bound, free),
-        Expr::Struct(structure) => entries(&structure.entries, bound, free),
-        Expr::Select(select) => free_variables(&select.operand, bound, free),
-        Expr::Literal(_) | Expr::Unspecified => {}
-    }
+/// What an expression's tree shows: the variables it doesn't bind itself, and how deep it is.
+#[derive(Default)]
+struct Walk<'a> {
+    bound: Vec<&'a str>,
+    free: Vec<&'a str>,
+    depth: usize,
+    deepest: usize,
 }
 
-fn entries<'a>(entries: &'a [cel::common::ast::IdedEntryExpr], bound: &mut Vec<&'a str>, free: &mut Vec<&'a str>) {
-    for entry in entries {
-        match &entry.expr {
-            EntryExpr::StructField(field) => free_variables(&field.value, bound, free),
-            EntryExpr::MapEntry(entry) => {
-                free_variables(&entry.key, bound, free);
-                free_variables(&entry.value, bound, free);
+impl<'a> Walk<'a> {
+    fn visit(&mut self, expression: &'a IdedExpr) {
+        self.depth += 1;
+        self.deepest = self.deepest.max(self.depth);
+        match &expression.expr {
+            Expr::Ident(name) => {
+                // The parser's own accumulators begin with an `@`.
+                if !name.starts_with('@') && !self.bound.contains(&name.as_str()) {
+                    self.free.push(name);
+                }
+            }
+            Expr::Call(call) => {
+                for part in call.target.as_deref().into_iter().chain(&call.args) {
+                    self.visit(part);
+                }
+            }
+            Expr::Comprehension(comprehension) => {
+                self.visit(&comprehension.iter_range);
+                self.visit(&comprehension.accu_init);
+                let outside = self.bound.len();
+                self.bound.push(&comprehension.iter_var);
+                self.bound.extend(comprehension.iter_var2.as_deref());
+                self.bound.push(&comprehension.accu_var);
+                self.visit(&comprehension.loop_cond);
+                self.visit(&comprehension.loop_step);
+                self.visit(&comprehension.result);
+                self.bound.truncate(outside);
+            }
+            Expr::List(list) => {
+                for element in &list.elements {
+                    self.visit(element);
+                }
+            }
+            Expr::Map(map) => self.entries(&map.entries),
+            Expr::Struct(structure) => self.entries(&structure.entries),
+            Expr::Select(select) => self.visit(&select.operand),
+            Expr::Literal(_) | Expr::Unspecified => {}
+        }
+        self.depth -= 1;
+    }
+
+    fn entries(&mut self, entries: &'a [cel::common::ast::IdedEntryExpr]) {
+        for entry in entries {
+            match &entry.expr {
+                EntryExpr::StructField(field) => self.visit(&field.value),
+                EntryExpr::MapEntry(entry) => {
+                    self.visit(&entry.key);
+                    self.visit(&entry.value);
+                }
             }
         }
     }
@@ -220,5 +254,40 @@ mod tests {
         assert!(!local.uses_args());
         assert!(When::compile("route in args.routes").expect("a condition").uses_args());
         assert!(When::compile(&"true || ".repeat(1000)).is_err(), "too long");
+    }
+
+    #[test]
+    fn what_nests_deeply_is_refused_and_never_takes_the_stack_with_it() {
+        let nested = |open: &str, inner: &str, close: &str, times| {
+            format!("{}{inner}{}", open.repeat(times), close.repeat(times))
+        };
+        let principal = Principal::anonymous();
+        let question = Question {
+            principal: &principal,
+            roles: &Roles::default(),
+            route: "r",
+            target: "t",
+            arguments: None,
+            now: 0,
+        };
+        let forms: [(&str, &str, &str); 7] = [
+            ("(", "true", ")"),
+            ("[", "1", "]"),
+            ("[", "", ""),
+            ("size(", "'a'", ")"),
+            ("{1:", "1", "}"),
+            ("", "args", ".a"),
+            ("", "1", "+1"),
+        ];
+        for (open, inner, close) in forms {
+            for times in [10, 40, 100, 1000] {
+                let text = nested(open, inner, close, times);
+                if let Ok(when) = When::compile(&text) {
+                    let _ = when.holds(&question);
+                    assert!(times < 100 || open == "(", "{text}");
+                }
+            }
+        }
+        assert!(When::compile(&nested("[", "1", "]", 10)).is_ok());
     }
 }
