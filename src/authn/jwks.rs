@@ -60,6 +60,10 @@ impl KeySet {
             #[serde(borrow)]
             keys: Vec<&'a RawValue>,
         }
+        // serde would take an array for an object, its members in order.
+        if document.trim_ascii_start().first() != Some(&b'{') {
+            return Err(JwksError::Shape);
+        }
         let document: Document = serde_json::from_slice(document).map_err(|_| JwksError::Shape)?;
         if document.keys.len() > MAX_KEYS {
             return Err(JwksError::TooMany);
@@ -126,6 +130,9 @@ struct Jwk {
 
 impl Key {
     fn parse(raw: &str) -> Option<Self> {
+        if !raw.starts_with('{') {
+            return None;
+        }
         let jwk: Jwk = serde_json::from_str(raw).ok()?;
         if jwk.usage.as_deref().is_some_and(|usage| usage != "sig") {
             return None;
@@ -221,6 +228,18 @@ mod tests {
         let set = set(&[
             json!(null),
             json!(7),
+            json!([
+                "OKP",
+                null,
+                null,
+                null,
+                "good",
+                "Ed25519",
+                null,
+                null,
+                URL_SAFE_NO_PAD.encode([1; 32]),
+                null
+            ]),
             json!({}),
             json!({"kty": "oct", "k": "c2VjcmV0", "kid": "good"}),
             json!({"kty": "EC", "crv": "P-521", "x": "AA", "y": "AA"}),
@@ -248,6 +267,7 @@ mod tests {
         for document in [
             "",
             "[]",
+            "[[]]",
             "{}",
             r#"{"keys":{}}"#,
             r#"{"keys":[],"keys":[]}"#,
