@@ -28,6 +28,7 @@ pub type Client = hyper_util::client::legacy::Client<Dial, Full<Bytes>>;
 const POOL_IDLE: Duration = Duration::from_secs(60);
 /// How long a connection in use may be silent before its other end is asked whether it is still there.
 const PROBE: Duration = Duration::from_secs(30);
+/// Bytes of a reply's headers; over HTTP/1.1 also what is read of its body at once, and so what a reply needs of memory.
 const MAX_HEADERS: usize = 64 * 1024;
 
 /// A pool of connections.
@@ -49,7 +50,7 @@ pub fn client(tls: ClientConfig, connect_timeout: Duration, events: UpstreamEven
         .pool_timer(TokioTimer::new())
         .timer(TokioTimer::new())
         .pool_idle_timeout(POOL_IDLE)
-        .http1_max_buf_size(MAX_HEADERS * 4)
+        .http1_max_buf_size(MAX_HEADERS)
         .http2_keep_alive_interval(PROBE)
         .http2_keep_alive_timeout(PROBE)
         .http2_max_header_list_size(u32::try_from(MAX_HEADERS).expect("64 KiB fit"))

@@ -38,6 +38,35 @@ async fn run(directory: &Path, arguments: &[&str]) -> (Option<i32>, String, Stri
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
+/// Starts `serve` on the file of that directory; its URL, once it listens. What it says later is thrown away.
+async fn serve(directory: &Path) -> (tokio::process::Child, String) {
+    let mut child = portcullis(directory, &["serve"]).spawn().expect("the binary runs");
+    let mut stderr = BufReader::new(child.stderr.take().expect("piped")).lines();
+    let url = timeout(SOON, async {
+        loop {
+            let line = stderr.next_line().await.expect("UTF-8").expect("it listens");
+            let from = line.contains("listening").then(|| line.find("http://")).flatten();
+            if let Some(from) = from {
+                return line[from..]
+                    .chars()
+                    .take_while(|c| !c.is_whitespace() && *c != '"')
+                    .collect();
+            }
+        }
+    })
+    .await
+    .expect("it listens soon");
+    tokio::spawn(async move { while let Ok(Some(_)) = stderr.next_line().await {} });
+    (child, url)
+}
+
+/// Tells a process.
+async fn signal(child: &tokio::process::Child, name: &str) {
+    let pid = child.id().expect("it runs").to_string();
+    let sent = Command::new("kill").args([name, &pid]).status().await;
+    assert!(sent.expect("kill runs").success());
+}
+
 const GOOD: &str = "listen: {address: \"127.0.0.1:0\"}
 routes:
   notes: {path: /notes/mcp, anonymous: true, upstream: \"http://127.0.0.1:1/mcp\"}
@@ -131,25 +160,8 @@ async fn sigterm_ends_standing_streams_and_lets_calls_finish() {
     let directory = tempfile::tempdir().expect("a directory");
     let config = GOOD.replace("http://127.0.0.1:1/mcp", &upstream.url());
     std::fs::write(directory.path().join("portcullis.yaml"), config).expect("a file");
-    let mut child = portcullis(directory.path(), &["serve"])
-        .spawn()
-        .expect("the binary runs");
-    let mut stderr = BufReader::new(child.stderr.take().expect("piped")).lines();
-    let url = timeout(SOON, async {
-        loop {
-            let line = stderr.next_line().await.expect("UTF-8").expect("it listens");
-            let from = line.contains("listening").then(|| line.find("http://")).flatten();
-            if let Some(from) = from {
-                let address: String = line[from..]
-                    .chars()
-                    .take_while(|c| !c.is_whitespace() && *c != '"')
-                    .collect();
-                return address + "/notes/mcp";
-            }
-        }
-    })
-    .await
-    .expect("it listens soon");
+    let (mut child, base) = serve(directory.path()).await;
+    let url = format!("{base}/notes/mcp");
     let request = |method: Method, body: String| {
         http::Request::builder()
             .method(method)
@@ -170,15 +182,7 @@ async fn sigterm_ends_standing_streams_and_lets_calls_finish() {
         .await
         .expect("a reply");
     upstream.wait_for(2).await;
-    let pid = child.id().expect("it runs").to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-TERM", &pid])
-            .status()
-            .await
-            .expect("kill runs")
-            .success()
-    );
+    signal(&child, "-TERM").await;
     let ended = timeout(SOON, standing.into_body().collect())
         .await
         .expect("the stream ends");
@@ -195,4 +199,123 @@ async fn sigterm_ends_standing_streams_and_lets_calls_finish() {
         .expect("it exits soon")
         .expect("a status");
     assert_eq!(status.code(), Some(0));
+}
+
+async fn status_of(url: &str) -> http::StatusCode {
+    let request = http::Request::get(url).body(Full::default()).expect("a request");
+    client().request(request).await.expect("an answer").status()
+}
+
+#[tokio::test]
+async fn a_changed_file_is_taken_up_by_itself_and_on_sighup() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("portcullis.yaml");
+    std::fs::write(&file, GOOD).expect("a file");
+    let (child, url) = serve(directory.path()).await;
+    // Only a route's path is anything else than 404; a GET without a server behind it is 503.
+    let until_found = async |path: &str| {
+        timeout(SOON, async {
+            while status_of(&format!("{url}{path}")).await == http::StatusCode::NOT_FOUND {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap_or_else(|_| panic!("{path} is not served"));
+    };
+    assert_eq!(
+        status_of(&format!("{url}/other/mcp")).await,
+        http::StatusCode::NOT_FOUND
+    );
+    std::fs::write(&file, GOOD.replace("/notes/mcp", "/other/mcp")).expect("a write");
+    until_found("/other/mcp").await;
+    std::fs::write(&file, BAD).expect("a write");
+    signal(&child, "-HUP").await;
+    std::fs::write(&file, GOOD.replace("/notes/mcp", "/third/mcp")).expect("a write");
+    signal(&child, "-HUP").await;
+    until_found("/third/mcp").await;
+    assert_eq!(
+        status_of(&format!("{url}/other/mcp")).await,
+        http::StatusCode::NOT_FOUND
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reply_of_10_mib_needs_no_10_mib() {
+    const MIB: usize = 1024 * 1024;
+    let upstream = Upstream::start(|seen| async move {
+        let piece: String = "x".repeat(64 * 1024);
+        let events = seen.json()["params"]["name"] == "events";
+        let count = if seen.json()["params"]["name"] == "small" { 1 } else { 160 };
+        let (sender, mut response) = stream();
+        let mut pieces = vec![];
+        if events {
+            pieces.extend((0..160).map(|step| {
+                event(&serde_json::json!({"jsonrpc": "2.0", "method": "notifications/message", "params": {"step": step, "data": piece}}))
+            }));
+            pieces.push(event(&serde_json::json!({"jsonrpc": "2.0", "id": 7, "result": {"content": []}})));
+        } else {
+            let json = "application/json".parse().expect("a value");
+            response.headers_mut().insert("content-type", json);
+            pieces.push(r#"{"jsonrpc":"2.0","id":7,"result":{"content":[{"type":"text","text":""#.to_owned());
+            pieces.extend((0..count).map(|_| piece.clone()));
+            pieces.push("\"}]}}".to_owned());
+        }
+        for piece in pieces {
+            let _ = sender.send(piece);
+        }
+        response
+    })
+    .await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let route = |name: &str, rules: &str| {
+        let url = upstream.url();
+        format!("  {name}: {{path: /{name}, anonymous: true, upstream: \"{url}\"{rules}}}\n")
+    };
+    let config = format!(
+        "listen: {{address: \"127.0.0.1:0\"}}\nroutes:\n{}{}",
+        route("plain", ""),
+        route("ruled", ", tools: {rules: [{allow: [\"*\"]}]}")
+    );
+    std::fs::write(directory.path().join("portcullis.yaml"), config).expect("a file");
+    let (child, url) = serve(directory.path()).await;
+    let ask = async |route: &str, tool: &str| {
+        let request = http::Request::post(format!("{url}/{route}"))
+            .header("content-type", "application/json")
+            .header("accept", "application/json, text/event-stream")
+            .body(Full::from(call(tool).to_string()))
+            .expect("a request");
+        let mut body = client().request(request).await.expect("an answer").into_body();
+        let mut length = 0;
+        while let Some(frame) = body.frame().await {
+            length += frame.expect("whole").data_ref().map_or(0, bytes::Bytes::len);
+        }
+        length
+    };
+    // What every process needs once, its code most of all, is not the reply's.
+    for route in ["plain", "ruled"] {
+        assert!(ask(route, "small").await > 0);
+    }
+    for route in ["plain", "ruled"] {
+        for tool in ["json", "events"] {
+            peak(&child);
+            let before = peak(&child);
+            assert!(ask(route, tool).await > 10 * MIB, "{route} {tool}");
+            let needed = peak(&child).saturating_sub(before);
+            assert!(needed < 10 * MIB, "{route} {tool}: {needed} bytes");
+        }
+    }
+}
+
+/// Bytes of memory that a process held at most since it was last asked.
+fn peak(child: &tokio::process::Child) -> usize {
+    let pid = child.id().expect("it runs");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("proc(5)");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .expect("a peak");
+    let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number");
+    // proc(5): sets the peak back to what is held now.
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("our own process");
+    kib * 1024
 }

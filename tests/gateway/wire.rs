@@ -165,6 +165,113 @@ async fn tls_clients_come_by_h2_and_http11() {
     assert!(!rest.starts_with(b"HTTP/"), "plain HTTP is not answered on a TLS port");
 }
 
+#[tokio::test]
+async fn a_replaced_certificate_is_shown_to_whoever_connects_next() {
+    let upstream = Upstream::tools(0).await;
+    let (first, second) = (Pki::new(), Pki::new());
+    let files = tempfile::tempdir().expect("a directory");
+    first.write(files.path());
+    let listen = format!(
+        "  tls: {{certificate: {0}/cert.pem, key: {0}/key.pem}}\n",
+        files.path().display()
+    );
+    let yaml = format!(
+        "routes:\n  notes:\n    path: /notes/mcp\n    upstream: {}\n{OPEN}",
+        upstream.url()
+    );
+    let gate = Gate::with_listen(&listen, &yaml).await;
+    let address = gate.running.address();
+    let connect = async |pki: &Pki| {
+        let socket = TcpStream::connect(address).await.expect("a connection");
+        let name = "localhost".try_into().expect("a name");
+        pki.client(&[b"http/1.1"]).connect(name, socket).await
+    };
+    let old = connect(&first).await.expect("the first certificate");
+    second.write(files.path());
+    std::fs::write(files.path().join("key.pem"), first.key.serialize_pem()).expect("a file");
+    let error = gate.reload(&yaml).expect_err("key and certificate differ");
+    assert!(error.to_string().starts_with("listen: tls"), "{error}");
+    connect(&first).await.expect("still the first certificate");
+    second.write(files.path());
+    gate.reload(&yaml).expect("they belong together");
+    connect(&second).await.expect("the second certificate");
+    assert!(connect(&first).await.is_err(), "the first one is gone");
+    // Who was connected stays so.
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(old))
+        .await
+        .expect("HTTP/1.1");
+    tokio::spawn(connection);
+    let mut request = post("/notes/mcp");
+    request
+        .headers_mut()
+        .insert("host", "localhost".parse().expect("a host"));
+    assert_eq!(
+        sender.send_request(request).await.expect("an answer").status(),
+        StatusCode::OK
+    );
+}
+
+/// The issuer's documents stand behind a redirect, to its own origin or to another.
+async fn redirecting_issuer(gate_issuer: &str, elsewhere: bool) -> Upstream {
+    let target = gate_issuer.to_owned();
+    Upstream::start(move |seen| {
+        let target = target.clone();
+        async move {
+            let mut response = upstream::status(StatusCode::TEMPORARY_REDIRECT);
+            let location = match seen.target.as_str() {
+                "/moved" => {
+                    let host = seen.headers["host"].to_str().expect("text").to_owned();
+                    let issuer = format!("http://{host}");
+                    return upstream::json_reply(
+                        &serde_json::json!({"issuer": issuer, "jwks_uri": format!("{issuer}/keys")}),
+                    );
+                }
+                "/keys" => return upstream::json_reply(&serde_json::json!({"keys": []})),
+                _ if elsewhere => format!("{target}/.well-known/openid-configuration"),
+                _ => "/moved".to_owned(),
+            };
+            let location = location.parse().expect("a value");
+            response.headers_mut().insert("location", location);
+            response
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn r46_a_discovery_redirect_is_followed_on_the_issuers_own_origin_only() {
+    let behind = Upstream::tools(0).await;
+    let trap = Upstream::start(|_| async { upstream::status(StatusCode::OK) }).await;
+    for (elsewhere, reason) in [(false, "invalid_token"), (true, "")] {
+        let issuer = redirecting_issuer(&format!("http://{}", trap.address), elsewhere).await;
+        let identity = format!("  real:\n    issuer: http://{}\n", issuer.address);
+        let yaml = format!(
+            "routes:\n  notes:\n    path: /notes/mcp\n    upstream: {}\n",
+            behind.url()
+        );
+        let gate = Gate::with_setup("", Some(&identity), &yaml).await;
+        let token = gate.issuer.sign(
+            &serde_json::json!({"alg": "ES256", "typ": "JWT", "kid": "k"}),
+            &serde_json::json!({
+                "iss": format!("http://{}", issuer.address), "sub": "alice", "aud": gate.url(), "exp": gate.clock.now() + 600
+            }),
+        );
+        let answer = gate.legacy(&token, &call("echo")).await;
+        // Keys that were found and are none of this token's: 401. Keys that can't be found: 503.
+        let expected = if elsewhere {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            StatusCode::UNAUTHORIZED
+        };
+        assert_eq!(answer.status, expected, "elsewhere: {elsewhere}");
+        assert!(answer.header("www-authenticate").contains(reason));
+        let asked: Vec<String> = issuer.seen().into_iter().map(|seen| seen.target).collect();
+        assert_eq!(asked.contains(&"/keys".to_owned()), !elsewhere, "{asked:?}");
+    }
+    assert!(trap.seen().is_empty(), "nobody was sent elsewhere");
+    assert!(behind.seen().is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upstream_with_a_private_ca_is_shown_our_certificate_over_h2() {
     let pki = Pki::new();
