@@ -104,7 +104,11 @@ impl Generation {
             trusted_proxies: config.listen.trusted_proxies.clone(),
             hosts: hosts(config, &url, *address),
             origins: config.listen.allowed_origins.clone(),
-            well_known: well_known(&url, &routes),
+            well_known: well_known(
+                &url,
+                &routes,
+                config.listen.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
+            ),
             routes: routes.clone(),
             authenticator: authenticator.clone(),
             sealer: self::sealer(config, sealer)?,
@@ -212,7 +216,7 @@ fn routes(config: &Config, url: &str, metrics: &Arc<Metrics>, clock: &Clock) -> 
         .collect()
 }
 
-fn well_known(url: &str, routes: &[Arc<Route>]) -> WellKnownLayer {
+fn well_known(url: &str, routes: &[Arc<Route>], certificates: bool) -> WellKnownLayer {
     let issuers: Vec<Vec<String>> = routes
         .iter()
         .map(|route| {
@@ -237,6 +241,8 @@ fn well_known(url: &str, routes: &[Arc<Route>]) -> WellKnownLayer {
             issuers,
             scopes,
             name: route.name(),
+            dpop: route.dpop(),
+            certificates,
         });
     WellKnownLayer::new(Arc::new(WellKnown::new(documents)))
 }

@@ -44,6 +44,16 @@ impl Route {
         &self.config.name
     }
 
+    /// What clients are told about DPoP: required only where no identity does without.
+    pub fn dpop(&self) -> Option<config::Dpop> {
+        let mut asked = self.config.identities.iter().map(|identity| identity.dpop);
+        let required = |dpop: &Option<config::Dpop>| matches!(dpop, Some(config::Dpop::Required | config::Dpop::Nonce));
+        match asked.clone().all(|dpop| required(&dpop)) {
+            true => asked.next().flatten(),
+            false => asked.any(|dpop| dpop.is_some()).then_some(config::Dpop::Accepted),
+        }
+    }
+
     /// Where HTTP+SSE clients post: `{path}/messages` under the public URL.
     pub fn messages_url(&self) -> String {
         format!("{}/messages", self.resource.trim_end_matches('/'))

@@ -1,6 +1,6 @@
 //! The token in a request's headers.
 //!
-//! 1. One `Authorization` header, `Bearer` in any case, spaces, one `b64token` (RFC 6750 section 2.1). Anything else is
+//! 1. One `Authorization` header, `Bearer` or `DPoP` (RFC 9449 section 7.1) in any case, spaces, one `b64token` (RFC 6750 section 2.1). Anything else is
 //!    malformed: never half understood.
 //! 2. Tokens in the query or the body are not looked for (RFC 6750 sections 2.2 and 2.3; MCP forbids them).
 //! 3. At most [`MAX_TOKEN`] bytes, so that a hostile token costs a bounded amount of hashing.
@@ -15,8 +15,20 @@ pub const MAX_TOKEN: usize = 16 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
-/// The request's bearer token, if it has one.
+/// How a token was presented.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    Bearer,
+    Dpop,
+}
+
+/// The request's token, if it has one, whichever way it was presented.
 pub fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Malformed> {
+    credentials(headers).map(|found| found.map(|(_, token)| token))
+}
+
+/// The request's token and its scheme, if it has one.
+pub fn credentials(headers: &HeaderMap) -> Result<Option<(Scheme, &str)>, Malformed> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else {
         return Ok(None);
@@ -27,8 +39,15 @@ pub fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Malformed> {
     let value = value.to_str().map_err(|_| Malformed)?;
     let (scheme, rest) = value.split_once(' ').ok_or(Malformed)?;
     let token = rest.trim_start_matches(' ');
-    if scheme.eq_ignore_ascii_case("bearer") && token.len() <= MAX_TOKEN && is_b64token(token) {
-        Ok(Some(token))
+    let scheme = if scheme.eq_ignore_ascii_case("bearer") {
+        Scheme::Bearer
+    } else if scheme.eq_ignore_ascii_case("dpop") {
+        Scheme::Dpop
+    } else {
+        return Err(Malformed);
+    };
+    if token.len() <= MAX_TOKEN && is_b64token(token) {
+        Ok(Some((scheme, token)))
     } else {
         Err(Malformed)
     }
@@ -92,7 +111,8 @@ mod tests {
             "Bearer \"a\"",
             "Bearer a, Bearer b",
             "Basic YTpi",
-            "DPoP abc",
+            "DPoP",
+            "DPoPabc",
             "token abc",
             "abc",
             &too_long,

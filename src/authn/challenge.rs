@@ -7,7 +7,8 @@
 
 use http::HeaderValue;
 
-use super::AuthnError;
+use super::{AuthnError, ProofFault, TokenFault, dpop};
+use crate::config::Dpop;
 
 /// A challenge in the making.
 #[derive(Clone, Copy, Debug, Default)]
@@ -16,34 +17,66 @@ pub struct Challenge<'a> {
     pub resource_metadata: Option<&'a str>,
     /// The scopes to ask for.
     pub scopes: &'a [String],
+    /// What the route's identities ask about DPoP.
+    pub dpop: Option<Dpop>,
 }
 
 impl Challenge<'_> {
-    /// The challenge for a failed authentication; `None` where the token isn't at fault.
-    pub fn for_error(&self, error: &AuthnError) -> Option<HeaderValue> {
-        match error {
-            AuthnError::MissingToken { .. } => Some(self.missing()),
-            AuthnError::InvalidToken { reason } => Some(self.invalid_token(&reason.description())),
-            AuthnError::KeysUnavailable { .. } | AuthnError::IssuerUnavailable { .. } => None,
+    /// The challenges for a failed authentication, one a scheme; none where the token isn't at fault. `DPoP` comes where
+    /// it is advertised and where it was tried or should have been (RFC 9449 section 7.1).
+    pub fn for_error(&self, error: &AuthnError) -> Vec<HeaderValue> {
+        let (said, description) = match error {
+            AuthnError::MissingToken { .. } => (None, None),
+            AuthnError::InvalidToken { reason } => (Some("invalid_token"), Some(reason.description())),
+            AuthnError::InvalidProof { reason, .. } => {
+                let said = match reason {
+                    ProofFault::Nonce => "use_dpop_nonce",
+                    _ => "invalid_dpop_proof",
+                };
+                (Some(said), Some(reason.description().to_owned()))
+            }
+            AuthnError::KeysUnavailable { .. } | AuthnError::IssuerUnavailable { .. } | AuthnError::Busy => {
+                return Vec::new();
+            }
+        };
+        let proof = matches!(error, AuthnError::InvalidProof { .. });
+        let binding = matches!(
+            error,
+            AuthnError::InvalidToken {
+                reason: TokenFault::Bound | TokenFault::Unbound
+            }
+        );
+        let description = description.as_deref();
+        let mut challenges = Vec::new();
+        if proof {
+            challenges.push(self.write("DPoP", said, description));
+            return challenges;
         }
+        if !matches!(self.dpop, Some(Dpop::Required | Dpop::Nonce)) {
+            challenges.push(self.write("Bearer", said, description));
+        }
+        if self.dpop.is_some() || binding {
+            challenges.push(self.write("DPoP", said, description));
+        }
+        challenges
     }
 
     /// No token came.
     pub fn missing(&self) -> HeaderValue {
-        self.write(None, None)
+        self.write("Bearer", None, None)
     }
 
     /// A token came that is no good.
     pub fn invalid_token(&self, description: &str) -> HeaderValue {
-        self.write(Some("invalid_token"), Some(description))
+        self.write("Bearer", Some("invalid_token"), Some(description))
     }
 
     /// The token is good, and [`Challenge::scopes`] are what the request needs.
     pub fn insufficient_scope(&self) -> HeaderValue {
-        self.write(Some("insufficient_scope"), None)
+        self.write("Bearer", Some("insufficient_scope"), None)
     }
 
-    fn write(&self, error: Option<&str>, description: Option<&str>) -> HeaderValue {
+    fn write(&self, scheme: &str, error: Option<&str>, description: Option<&str>) -> HeaderValue {
         let scope = self
             .scopes
             .iter()
@@ -51,13 +84,15 @@ impl Challenge<'_> {
             .map(String::as_str)
             .collect::<Vec<_>>()
             .join(" ");
+        let algorithms = (scheme == "DPoP").then(|| dpop::ALGORITHMS.join(" "));
         let parameters = [
+            ("algs", algorithms.as_deref()),
             ("error", error),
             ("error_description", description),
             ("resource_metadata", self.resource_metadata),
             ("scope", (!scope.is_empty()).then_some(scope.as_str())),
         ];
-        let mut value = String::from("Bearer");
+        let mut value = String::from(scheme);
         let mut separator = " ";
         for (name, content) in parameters {
             if let Some(content) = content {
@@ -94,7 +129,6 @@ fn push_quoted(value: &mut String, content: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::authn::TokenFault;
 
     const METADATA: &str = "https://mcp.example.com/.well-known/oauth-protected-resource/notes/mcp";
 
@@ -104,11 +138,12 @@ mod tests {
         let challenge = Challenge {
             resource_metadata: Some(METADATA),
             scopes: &scopes,
+            dpop: None,
         };
         let both = format!("resource_metadata=\"{METADATA}\", scope=\"mcp.use notes.read\"");
         assert_eq!(challenge.missing(), format!("Bearer {both}"));
         assert_eq!(
-            challenge.for_error(&AuthnError::expired(Some(1))).unwrap(),
+            challenge.for_error(&AuthnError::expired(Some(1)))[0],
             format!(
                 "Bearer error=\"invalid_token\", error_description=\"token expired at 1970-01-01T00:00:01Z\", {both}"
             )
@@ -118,16 +153,14 @@ mod tests {
             format!("Bearer error=\"insufficient_scope\", {both}")
         );
         assert_eq!(
-            challenge
-                .for_error(&AuthnError::MissingToken { malformed: true })
-                .unwrap(),
+            challenge.for_error(&AuthnError::MissingToken { malformed: true })[0],
             challenge.missing()
         );
         assert_eq!(
             challenge.for_error(&AuthnError::KeysUnavailable {
                 identity: "corp".into()
             }),
-            None
+            Vec::<HeaderValue>::new()
         );
     }
 
@@ -135,7 +168,7 @@ mod tests {
     fn what_is_not_there_is_left_out() {
         assert_eq!(Challenge::default().missing(), "Bearer");
         assert_eq!(
-            Challenge::default().for_error(&TokenFault::Audience.into()).unwrap(),
+            Challenge::default().for_error(&TokenFault::Audience.into())[0],
             "Bearer error=\"invalid_token\", error_description=\"invalid audience\""
         );
     }
@@ -154,6 +187,7 @@ mod tests {
         let challenge = Challenge {
             resource_metadata: Some("https://x/\"\r\n\\ü"),
             scopes: &scopes,
+            dpop: None,
         };
         assert_eq!(
             challenge.invalid_token("a \"b\"\r\n\0c\\"),

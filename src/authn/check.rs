@@ -8,7 +8,7 @@ use std::sync::Arc;
 use http::Request;
 use http::header::AUTHORIZATION;
 
-use super::{Authenticator, AuthnError, Principal};
+use super::{Authenticator, AuthnError, Principal, Sender};
 use crate::clock::Clock;
 use crate::edge::{Check, Journey, Rejection};
 use crate::route::{Door, Route, Routed};
@@ -52,12 +52,26 @@ impl<B: Send + 'static> Check<Routed<B>> for AuthnCheck {
         let (principal, token, stream) = if bearerless {
             let stream = self.stream(&request, &route).ok_or(Rejection::UnknownSession)?;
             let principal = stream.principal().clone();
+            if principal.claims.contains_key("cnf") {
+                // The stream's proof was the stream's; this request has none.
+                return Err(Rejection::Authn(AuthnError::MissingToken { malformed: false }));
+            }
             if principal.expires.is_some_and(|expires| expires <= self.clock.now()) {
                 return Err(Rejection::Authn(AuthnError::expired(principal.expires)));
             }
             (principal, None, Some(stream))
         } else {
-            let authenticated = self.authenticator.authenticate(&route.auth, headers).await?;
+            let target = match door {
+                Door::Mcp => route.resource.clone(),
+                Door::Messages => route.messages_url(),
+            };
+            let sender = Sender {
+                method: request.method(),
+                target: &target,
+                certificate: journey.connection.certificate,
+                sealer: &self.sealer,
+            };
+            let authenticated = self.authenticator.authenticate(&route.auth, headers, &sender).await?;
             let _ = journey.principal.set(authenticated.principal.clone());
             let stream = match door {
                 Door::Mcp => None,

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::dpop::ProofFault;
 use crate::clock::UnixSeconds;
 
 /// Why a request has no principal.
@@ -23,6 +24,16 @@ pub enum AuthnError {
     /// The issuer can't be asked about the token, or says nothing that makes sense: neither is the token's fault.
     #[error("the issuer of identity {identity} can't be asked about the token; try again later")]
     IssuerUnavailable { identity: Arc<str> },
+    /// The token is bound to a key, and the request's proof isn't good for it (RFC 9449 section 7.1).
+    #[error("{}", .reason.description())]
+    InvalidProof {
+        reason: ProofFault,
+        /// A fresh one, when it is the nonce that is lacking.
+        nonce: Option<String>,
+    },
+    /// More proofs came lately than can be remembered; letting one pass unremembered would let it pass twice.
+    #[error("too many proofs at once; try again later")]
+    Busy,
 }
 
 impl AuthnError {
@@ -39,6 +50,8 @@ impl AuthnError {
             Self::InvalidToken { reason } => reason.reason(),
             Self::KeysUnavailable { .. } => "keys_unavailable",
             Self::IssuerUnavailable { .. } => "issuer_unavailable",
+            Self::InvalidProof { reason, .. } => reason.reason(),
+            Self::Busy => "busy",
         }
     }
 }
@@ -60,8 +73,11 @@ pub enum TokenFault {
     Type,
     /// `crit` names an extension, and none is understood here (RFC 7515 section 4.1.11).
     Critical,
-    /// Bound to a key by `cnf`, which can't be checked yet (RFC 7800).
+    /// Bound by `cnf` to a key or certificate that the request doesn't show, or by a member that isn't understood
+    /// (RFC 7800).
     Bound,
+    /// Presented as bound to a key, or needing to be, and isn't.
+    Unbound,
     /// `iss` is none of the route's identities.
     Issuer,
     /// The issuer has keys, but none by this `kid`, or none for this `alg`.
@@ -107,6 +123,7 @@ impl TokenFault {
             Self::Type => "type",
             Self::Critical => "critical_header",
             Self::Bound => "bound_token",
+            Self::Unbound => "unbound_token",
             Self::Issuer => "issuer",
             Self::UnknownKey => "unknown_key",
             Self::EmptyKeySet => "empty_key_set",

@@ -30,7 +30,7 @@ const RSA: &[Algorithm] = &[
 /// One verification key.
 pub(super) struct Key {
     kid: Option<String>,
-    algorithms: Vec<Algorithm>,
+    pub(super) algorithms: Vec<Algorithm>,
     /// Over everything that identifies the key, to see whether it is still there after a refresh.
     fingerprint: [u8; 32],
     pub(super) verifying: DecodingKey,
@@ -129,7 +129,7 @@ struct Jwk {
 }
 
 impl Key {
-    fn parse(raw: &str) -> Option<Self> {
+    pub(super) fn parse(raw: &str) -> Option<Self> {
         if !raw.starts_with('{') {
             return None;
         }

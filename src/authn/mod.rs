@@ -20,6 +20,7 @@ pub mod challenge;
 mod check;
 mod claims;
 mod discovery;
+pub mod dpop;
 mod error;
 mod fetch;
 mod introspection;
@@ -37,18 +38,21 @@ mod verify;
 
 use std::sync::{Arc, OnceLock};
 
+use arc_swap::ArcSwap;
 use http::HeaderMap;
 use tokio::task::JoinSet;
 
 pub use challenge::Challenge;
 pub use check::{AuthnCheck, Known};
+pub use dpop::{ProofFault, Sender};
 pub use error::{AuthnError, SetupError, TokenFault};
 pub use principal::Principal;
 
 use crate::clock::Clock;
-use crate::config::{Identity, KeySource};
+use crate::config::{Dpop, Identity, KeySource};
 use crate::policy::Roles;
 use crate::secret::Secret;
+use bearer::Scheme;
 use cache::{TokenCache, TokenHash};
 use introspector::Introspector;
 use key_file::KeyFile;
@@ -114,6 +118,7 @@ pub struct Authenticator {
     clock: Clock,
     events: AuthEvents,
     cache: TokenCache,
+    replays: ArcSwap<dpop::Replays>,
     nobody: Arc<Principal>,
 }
 
@@ -192,6 +197,7 @@ impl Authenticator {
             clock,
             events,
             cache: TokenCache::new(),
+            replays: ArcSwap::default(),
             nobody: Arc::new(Principal::anonymous()),
         }))
     }
@@ -212,6 +218,8 @@ impl Authenticator {
     /// Takes over the keys that an older configuration has fetched, where the same issuer is asked for them in the same
     /// way: a reload while the issuer is down must not lock everybody out.
     pub fn inherit(&self, older: &Self) {
+        // A reload must not let a proof pass again.
+        self.replays.store(older.replays.load_full());
         for voucher in &self.vouchers {
             let before = older.vouchers.iter().find(|before| {
                 let alike = match (&before.identity.keys, &voucher.identity.keys) {
@@ -241,15 +249,22 @@ impl Authenticator {
             };
         };
         let caller = self.vouch(route, token.expose()).await;
-        caller.map(|caller| caller.principal).map_err(|refusal| refusal.error)
+        caller
+            .map(|(caller, _)| caller.principal)
+            .map_err(|refusal| refusal.error)
     }
 
     /// Who is calling.
     ///
     /// # Errors
-    /// No token, a bad one, or keys that can't be had within 5 s.
-    pub async fn authenticate(&self, route: &RouteAuth, headers: &HeaderMap) -> Result<Authenticated, AuthnError> {
-        let result = self.decide(route, headers).await;
+    /// No token, a bad one, one that is bound to what the sender doesn't show, or keys that can't be had within 5 s.
+    pub async fn authenticate(
+        &self,
+        route: &RouteAuth,
+        headers: &HeaderMap,
+        sender: &Sender<'_>,
+    ) -> Result<Authenticated, AuthnError> {
+        let result = self.decide(route, headers, sender).await;
         let (identity, ok, reason) = match &result {
             Ok(caller) => match &caller.principal.identity {
                 Some(identity) => (&**identity, true, "ok"),
@@ -319,10 +334,15 @@ impl Authenticator {
             .find(|(_, voucher)| *voucher.identity.name == *identity)
     }
 
-    async fn decide(&self, route: &RouteAuth, headers: &HeaderMap) -> Result<Authenticated, Refusal> {
-        let token = bearer::bearer(headers)
+    async fn decide(
+        &self,
+        route: &RouteAuth,
+        headers: &HeaderMap,
+        sender: &Sender<'_>,
+    ) -> Result<Authenticated, Refusal> {
+        let token = bearer::credentials(headers)
             .map_err(|bearer::Malformed| Refusal::nobodys(AuthnError::MissingToken { malformed: true }))?;
-        let Some(token) = token else {
+        let Some((scheme, token)) = token else {
             if route.anonymous {
                 return Ok(Authenticated {
                     principal: self.nobody.clone(),
@@ -331,16 +351,62 @@ impl Authenticator {
             }
             return Err(Refusal::nobodys(AuthnError::MissingToken { malformed: false }));
         };
-        self.vouch(route, token).await
+        let (caller, verified) = self.vouch(route, token).await?;
+        self.bound(scheme, token, headers, sender, &caller, verified.as_deref())
+            .map_err(|error| Refusal {
+                identity: caller.principal.identity.clone(),
+                error,
+            })?;
+        Ok(caller)
     }
 
-    async fn vouch(&self, route: &RouteAuth, token: &str) -> Result<Authenticated, Refusal> {
+    /// Whether the sender shows what the token is bound to.
+    fn bound(
+        &self,
+        scheme: Scheme,
+        token: &str,
+        headers: &HeaderMap,
+        sender: &Sender<'_>,
+        caller: &Authenticated,
+        verified: Option<&Verified>,
+    ) -> Result<(), AuthnError> {
+        let binding = verified.map(|verified| &verified.binding);
+        let certificate = binding.and_then(|binding| binding.certificate);
+        if certificate.is_some() && certificate != sender.certificate {
+            return Err(TokenFault::Bound.into());
+        }
+        let identity = caller.principal.identity.as_deref().and_then(|name| self.voucher(name));
+        let demand = identity.and_then(|(_, voucher)| voucher.identity.dpop);
+        let Some(thumbprint) = binding.and_then(|binding| binding.key.as_deref()) else {
+            let demanded = matches!(demand, Some(Dpop::Required | Dpop::Nonce));
+            return if demanded || scheme == Scheme::Dpop {
+                Err(TokenFault::Unbound.into())
+            } else {
+                Ok(())
+            };
+        };
+        if scheme == Scheme::Bearer {
+            return Err(TokenFault::Bound.into());
+        }
+        let expected = dpop::Expected {
+            sender,
+            token: &TokenCache::hash(token),
+            thumbprint,
+            nonce: demand == Some(Dpop::Nonce),
+            now: self.clock.now(),
+        };
+        dpop::check(headers, &expected, &self.replays.load())
+    }
+
+    /// Who the token is about, and, unless it is an API key, what else has to be seen.
+    async fn vouch(&self, route: &RouteAuth, token: &str) -> Result<(Authenticated, Option<Arc<Verified>>), Refusal> {
         let hash = TokenCache::hash(token);
         if let Some(owner) = self.by_api_key(route, token, &hash)? {
-            return Ok(Authenticated {
+            let caller = Authenticated {
                 principal: owner,
                 token: None,
-            });
+            };
+            return Ok((caller, None));
         }
         // What was verified before is found before anything is taken apart: most requests end here.
         let (index, verified) = if let Some(found) = self.remembered(route, &hash) {
@@ -357,10 +423,11 @@ impl Authenticator {
                 identity: Some(identity.name.clone()),
                 error: fault.into(),
             })?;
-        Ok(Authenticated {
+        let caller = Authenticated {
             principal: verified.principal.clone(),
             token: Some(Secret::new(token)),
-        })
+        };
+        Ok((caller, Some(verified)))
     }
 
     /// Whose API key this is; `None` if it is none. A key of an identity that the route doesn't name is refused here, so

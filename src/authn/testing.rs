@@ -40,6 +40,7 @@ pub(super) fn identity(name: &str, issuer: &str) -> Identity {
         ca: None,
         implies: Default::default(),
         scope_upgrade_endpoint: None,
+        dpop: None,
     }
 }
 

@@ -5,7 +5,8 @@
 //! 3. `typ` is absent, `JWT` or `at+jwt`, with or without `application/` (RFC 9068 section 4): an ID token or a logout
 //!    token that says what it is doesn't pass. Any `crit` is refused: no extension is understood.
 //! 4. `jku`, `x5u`, `jwk` and their like are ignored: a token doesn't bring its own keys (RFC 8725 section 3.10).
-//! 5. A `cnf` is refused until its binding can be checked: unbound use is what it forbids (RFC 7800).
+//! 5. A `cnf` binds the token to a key (`jkt`, RFC 9449) or a certificate (`x5t#S256`, RFC 8705); one with any other
+//!    member is refused: unbound use is what it forbids (RFC 7800).
 //! 6. `aud` and `exp` are required; 60 s of leeway for `exp`, `nbf` and `iat`.
 
 use std::sync::Arc;
@@ -54,9 +55,6 @@ impl<'a> Token<'a> {
             Some(Value::String(kid)) => Some(kid.clone()),
             Some(_) => return Err(TokenFault::Malformed),
         };
-        if claims.contains_key("cnf") {
-            return Err(TokenFault::Bound);
-        }
         Ok(Self {
             algorithm,
             kid,
@@ -134,6 +132,7 @@ pub(super) fn believe(
     if time(&claims, "iat")?.is_some_and(|issued| issued > now.saturating_add(LEEWAY)) {
         return Err(TokenFault::NotYetValid);
     }
+    let binding = Binding::read(claims.get("cnf"))?;
     let mut principal = super::claims::principal(identity, claims, expires).ok_or(TokenFault::Subject)?;
     principal.generation = generation;
     Ok(Verified {
@@ -141,13 +140,45 @@ pub(super) fn believe(
         audiences,
         expires,
         not_before,
+        binding,
     })
+}
+
+/// What whoever presents a token must show besides it.
+#[derive(Default)]
+pub(super) struct Binding {
+    /// RFC 7638 thumbprint of a DPoP key, in base64url.
+    pub(super) key: Option<String>,
+    /// SHA-256 of a certificate.
+    pub(super) certificate: Option<[u8; 32]>,
+}
+
+impl Binding {
+    fn read(confirmation: Option<&Value>) -> Result<Self, TokenFault> {
+        let Some(confirmation) = confirmation else {
+            return Ok(Self::default());
+        };
+        let members = confirmation.as_object().filter(|members| !members.is_empty());
+        let mut binding = Self::default();
+        for (name, value) in members.ok_or(TokenFault::Bound)? {
+            let text = value.as_str().ok_or(TokenFault::Bound)?;
+            let hash = URL_SAFE_NO_PAD.decode(text).ok().and_then(|hash| hash.try_into().ok());
+            let hash: [u8; 32] = hash.ok_or(TokenFault::Bound)?;
+            match name.as_str() {
+                "jkt" => binding.key = Some(text.to_owned()),
+                "x5t#S256" => binding.certificate = Some(hash),
+                _ => return Err(TokenFault::Bound),
+            }
+        }
+        Ok(binding)
+    }
 }
 
 /// A token that its identity vouches for, with what has to be looked at on every request.
 pub(super) struct Verified {
     pub(super) principal: Arc<Principal>,
     pub(super) expires: UnixSeconds,
+    pub(super) binding: Binding,
     audiences: Vec<String>,
     not_before: UnixSeconds,
 }

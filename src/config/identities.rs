@@ -11,7 +11,7 @@ use serde_json::json;
 use super::raw::{At, Section};
 use super::tree::{Node, Value};
 use super::values::{algorithm, at, oauth_url, path, texts_of, values};
-use super::{ApiKeys, ClaimPaths, ClientAuth, Identity, Introspection, KeySource, Place};
+use super::{ApiKeys, ClaimPaths, ClientAuth, Dpop, Identity, Introspection, KeySource, Place};
 use crate::authn::api_key;
 use crate::policy::{PathStep, RoleLine, Roles};
 
@@ -35,6 +35,7 @@ pub(super) fn identity(name: &str, section: &Section<'_>, directory: &Path) -> O
             ca: None,
             implies: BTreeMap::new(),
             scope_upgrade_endpoint: None,
+            dpop: None,
         });
     }
     if !section.has("issuer") {
@@ -128,6 +129,15 @@ pub(super) fn identity(name: &str, section: &Section<'_>, directory: &Path) -> O
         "Where users get more scopes; shown in refusals.",
         |text| oauth_url(text).map(|_| text.to_owned()),
     );
+    let dpop = section.choice(
+        "dpop",
+        "Ask clients for DPoP (RFC 9449); absent: checked where a token is bound to a key, and not advertised.",
+        &[
+            ("accepted", Dpop::Accepted),
+            ("required", Dpop::Required),
+            ("nonce", Dpop::Nonce),
+        ],
+    );
     let keys = match (jwks_uri, jwks_file, shared_secret) {
         _ if section.has("introspection") => KeySource::Introspection(introspection?),
         (Some(uri), _, _) => KeySource::JwksUri(uri.value),
@@ -158,6 +168,7 @@ pub(super) fn identity(name: &str, section: &Section<'_>, directory: &Path) -> O
         ca,
         implies,
         scope_upgrade_endpoint: scope_upgrade_endpoint.map(|at| at.value),
+        dpop,
     })
 }
 

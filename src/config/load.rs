@@ -175,9 +175,16 @@ fn listen(section: &Section<'_>, directory: &Path) -> Option<Listen> {
         tls.require("key", "name a PEM file with the private key");
         let certificate = path(tls, "certificate", "PEM certificate chain.", directory);
         let key = path(tls, "key", "PEM private key.", directory);
+        let client_ca = path(
+            tls,
+            "client_ca",
+            "PEM bundle: clients may show a certificate that chains to it.",
+            directory,
+        );
         Some(ServerTls {
             certificate: certificate?,
             key: key?,
+            client_ca,
         })
     });
     let plaintext = section

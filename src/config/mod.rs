@@ -69,6 +69,8 @@ pub struct Listen {
 pub struct ServerTls {
     pub certificate: PathBuf,
     pub key: PathBuf,
+    /// PEM bundle that client certificates must chain to; `None`: clients aren't asked for one.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// Bounds on what a connection may take before a request exists.
@@ -170,6 +172,19 @@ pub struct Identity {
     /// Scope hierarchy: a scope and what it implies (closed transitively when a principal is made).
     pub implies: BTreeMap<String, Vec<String>>,
     pub scope_upgrade_endpoint: Option<String>,
+    /// `None`: proofs are checked where tokens are bound to keys, and not asked for.
+    pub dpop: Option<Dpop>,
+}
+
+/// What is asked of clients about DPoP (RFC 9449).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dpop {
+    /// Advertised.
+    Accepted,
+    /// Tokens that are bound to no key are refused.
+    Required,
+    /// The same, and proofs carry the gate's nonces.
+    Nonce,
 }
 
 /// What an identity vouches by: verification keys and where they come from, or what stands in for them.

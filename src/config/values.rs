@@ -203,6 +203,7 @@ pub(super) fn forwarded(text: &str) -> Result<HeaderName, String> {
         "authorization",
         "cookie",
         "proxy-authorization",
+        "dpop",
         "host",
         "connection",
         "content-length",

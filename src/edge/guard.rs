@@ -152,7 +152,7 @@ pub fn expose(headers: &mut HeaderMap, origin: HeaderValue) {
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     headers.insert(
         ACCESS_CONTROL_EXPOSE_HEADERS,
-        HeaderValue::from_static("mcp-session-id, www-authenticate, x-request-id"),
+        HeaderValue::from_static("mcp-session-id, www-authenticate, dpop-nonce, x-request-id"),
     );
     headers.append(VARY, HeaderValue::from_static("origin"));
 }
@@ -201,6 +201,7 @@ mod tests {
         let connection = ConnectionInfo {
             peer: ([127, 0, 0, 1], 1).into(),
             tls: false,
+            certificate: None,
         };
         Arrival {
             journey: Journey::begin(connection),

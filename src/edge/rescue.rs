@@ -21,7 +21,7 @@ use super::check::{Arrival, Stage};
 use super::guard::expose;
 use super::journey::{CallNotes, Journey};
 use super::rejection::{Refused, Rejection};
-use crate::authn::{AuthnError, Challenge, Principal};
+use crate::authn::{AuthnError, Challenge, Principal, dpop};
 use crate::config::Denials;
 use crate::mcp::{self, Era, Id, Kind, codes};
 use crate::policy::Decision;
@@ -136,7 +136,9 @@ struct Failure {
     code: i64,
     message: String,
     data: Option<Value>,
-    challenge: Option<HeaderValue>,
+    challenges: Vec<HeaderValue>,
+    /// For the client's next proof.
+    nonce: Option<HeaderValue>,
     allow: Option<&'static str>,
     retry_after: Option<u64>,
 }
@@ -148,7 +150,8 @@ impl Failure {
             code,
             message: rejection.to_string(),
             data: None,
-            challenge: None,
+            challenges: Vec::new(),
+            nonce: None,
             allow: None,
             retry_after: None,
         }
@@ -174,12 +177,21 @@ fn failure(rejection: &Rejection, journey: &Journey) -> Failure {
         Rejection::RepeatedHeader(_) | Rejection::MalformedForwarded(_) => {
             plain(S::BAD_REQUEST, codes::INVALID_REQUEST)
         }
-        Rejection::Authn(AuthnError::KeysUnavailable { .. } | AuthnError::IssuerUnavailable { .. }) => Failure {
+        Rejection::Authn(
+            AuthnError::KeysUnavailable { .. } | AuthnError::IssuerUnavailable { .. } | AuthnError::Busy,
+        ) => Failure {
             retry_after: Some(10),
             ..plain(S::SERVICE_UNAVAILABLE, codes::UNAVAILABLE)
         },
         Rejection::Authn(error) => Failure {
-            challenge: journey.route.get().and_then(|route| unauthorized(error, route)),
+            challenges: journey
+                .route
+                .get()
+                .map_or_else(Vec::new, |route| unauthorized(error, route)),
+            nonce: match error {
+                AuthnError::InvalidProof { nonce: Some(nonce), .. } => HeaderValue::try_from(nonce).ok(),
+                _ => None,
+            },
             ..plain(S::UNAUTHORIZED, 40_100)
         },
         Rejection::UnsupportedMediaType => plain(S::UNSUPPORTED_MEDIA_TYPE, 41_500),
@@ -213,10 +225,11 @@ fn failure(rejection: &Rejection, journey: &Journey) -> Failure {
     }
 }
 
-fn unauthorized(error: &AuthnError, route: &Route) -> Option<HeaderValue> {
+fn unauthorized(error: &AuthnError, route: &Route) -> Vec<HeaderValue> {
     Challenge {
         resource_metadata: route.resource_metadata.as_deref(),
         scopes: &route.challenge_scopes,
+        dpop: route.dpop(),
     }
     .for_error(error)
 }
@@ -228,8 +241,9 @@ fn forbidden(rejection: &Rejection, refused: &Refused, journey: &Journey) -> Fai
         let challenge = Challenge {
             resource_metadata: route.resource_metadata.as_deref(),
             scopes: required,
+            dpop: None,
         };
-        failure.challenge = Some(challenge.insufficient_scope());
+        failure.challenges = vec![challenge.insufficient_scope()];
         failure.data = journey.principal.get().map(|principal| scope_data(required, principal));
     }
     if refused.first().is_malformed() {
@@ -290,8 +304,11 @@ pub fn answer(rejection: &Rejection, journey: &Journey) -> Response<Body> {
     let refused = response.status().is_client_error();
     let headers = response.headers_mut();
     // In band there is nobody to challenge: a success with a challenge would confuse whoever reads headers.
-    if let Some(challenge) = failure.challenge.filter(|_| refused) {
-        headers.insert(WWW_AUTHENTICATE, challenge);
+    for challenge in failure.challenges.into_iter().filter(|_| refused) {
+        headers.append(WWW_AUTHENTICATE, challenge);
+    }
+    if let Some(nonce) = failure.nonce {
+        headers.insert(dpop::NONCE, nonce);
     }
     if let Some(allow) = failure.allow {
         headers.insert(ALLOW, HeaderValue::from_static(allow));

@@ -81,6 +81,8 @@ pub struct ConnectionInfo {
     pub peer: SocketAddr,
     /// Whether the connection was encrypted by us.
     pub tls: bool,
+    /// SHA-256 of the client's certificate, which chains to `listen.tls.client_ca`.
+    pub certificate: Option<[u8; 32]>,
 }
 
 /// A bound socket.
@@ -195,9 +197,27 @@ where
     async fn run(mut self, socket: TcpStream) {
         let peer = self.peer;
         match self.tls.take() {
-            None => self.serve(socket, ConnectionInfo { peer, tls: false }).await,
+            None => {
+                self.serve(
+                    socket,
+                    ConnectionInfo {
+                        peer,
+                        tls: false,
+                        certificate: None,
+                    },
+                )
+                .await
+            }
             Some(tls) => match tokio::time::timeout(self.handshake_timeout, tls.accept(socket)).await {
-                Ok(Ok(stream)) => self.serve(stream, ConnectionInfo { peer, tls: true }).await,
+                Ok(Ok(stream)) => {
+                    let certificate = tls::thumbprint(stream.get_ref().1);
+                    let info = ConnectionInfo {
+                        peer,
+                        tls: true,
+                        certificate,
+                    };
+                    self.serve(stream, info).await;
+                }
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
                 Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
             },

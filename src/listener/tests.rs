@@ -43,6 +43,7 @@ fn certificate(directory: &Path) -> ServerTls {
     let files = ServerTls {
         certificate: directory.join("cert.pem"),
         key: directory.join("key.pem"),
+        client_ca: None,
     };
     std::fs::write(&files.certificate, made.cert.pem()).expect("a file");
     std::fs::write(&files.key, made.signing_key.serialize_pem()).expect("a file");
@@ -257,7 +258,14 @@ async fn what_cant_be_bound_says_why_and_what_to_do() {
     let other = certificate(&other);
     let tls = |certificate: &Path, key: &Path| {
         let (certificate, key) = (certificate.to_owned(), key.to_owned());
-        listen(limits(), Some(ServerTls { certificate, key }))
+        listen(
+            limits(),
+            Some(ServerTls {
+                certificate,
+                key,
+                client_ca: None,
+            }),
+        )
     };
     let cases = [
         (

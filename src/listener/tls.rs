@@ -4,9 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use rustls::ServerConfig;
+use aws_lc_rs::digest;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
 use super::BindError;
@@ -56,12 +60,42 @@ fn server_config(files: &ServerTls) -> Result<Arc<ServerConfig>, BindError> {
         error => pem(&files.key, error),
     })?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let clients = match &files.client_ca {
+        None => WebPkiClientVerifier::no_client_auth(),
+        Some(path) => client_verifier(path, &provider)?,
+    };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
+        .with_client_cert_verifier(clients)
         .with_single_cert(chain, key)?;
+    if files.client_ca.is_some() {
+        // A resumed session would show a certificate that was looked at when the session began.
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    }
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// Asks for a certificate and takes none for an answer; one that doesn't chain to the bundle, or is over, fails the
+/// handshake. Revocation lists aren't read: end a certificate by its lifetime or its authority.
+fn client_verifier(path: &Path, provider: &Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, BindError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| pem(path, error))? {
+        let certificate = certificate.map_err(|error| pem(path, error))?;
+        roots.add(certificate).map_err(|error| pem(path, error))?;
+    }
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| pem(path, error))
+}
+
+/// SHA-256 of the client's certificate, as `x5t#S256` has it (RFC 8705 section 3.1).
+pub fn thumbprint(connection: &rustls::ServerConnection) -> Option<[u8; 32]> {
+    let leaf = connection.peer_certificates()?.first()?;
+    let hash = digest::digest(&digest::SHA256, leaf);
+    Some(hash.as_ref().try_into().expect("SHA-256 has 32 bytes"))
 }
 
 fn pem(path: &Path, cause: impl std::fmt::Display) -> BindError {

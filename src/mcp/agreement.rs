@@ -67,6 +67,9 @@ pub fn repeated(headers: &HeaderMap) -> Option<&'static str> {
             });
         }
     }
+    if headers.get_all("dpop").iter().nth(1).is_some() {
+        return Some("DPoP");
+    }
     headers
         .keys()
         .any(|name| name.as_str().starts_with("mcp-") && headers.get_all(name).iter().nth(1).is_some())
@@ -297,6 +300,7 @@ mod tests {
             ("host", Some("Host")),
             ("content-type", Some("Content-Type")),
             ("mcp-name", Some("Mcp-*")),
+            ("dpop", Some("DPoP")),
             ("accept", None),
         ] {
             let mut headers = HeaderMap::new();

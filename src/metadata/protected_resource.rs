@@ -3,6 +3,9 @@
 use bytes::Bytes;
 use serde::Serialize;
 
+use crate::authn::dpop;
+use crate::config::Dpop;
+
 const PREFIX: &str = "/.well-known/oauth-protected-resource";
 
 /// What a client is told about a route.
@@ -18,6 +21,10 @@ pub struct ProtectedResource<'a> {
     pub scopes: &'a [String],
     /// For people.
     pub name: &'a str,
+    /// What is asked about DPoP; `None` says nothing of it.
+    pub dpop: Option<Dpop>,
+    /// Whether clients can show certificates that tokens may be bound to.
+    pub certificates: bool,
 }
 
 impl ProtectedResource<'_> {
@@ -31,6 +38,12 @@ impl ProtectedResource<'_> {
             scopes_supported: Vec<&'a str>,
             bearer_methods_supported: [&'static str; 1],
             resource_name: &'a str,
+            #[serde(skip_serializing_if = "<[_]>::is_empty")]
+            dpop_signing_alg_values_supported: &'static [&'static str],
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
+            dpop_bound_access_tokens_required: bool,
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
+            tls_client_certificate_bound_access_tokens: bool,
         }
         let authorization_servers = distinct(self.issuers);
         if authorization_servers.is_empty() {
@@ -45,6 +58,9 @@ impl ProtectedResource<'_> {
             scopes_supported,
             bearer_methods_supported: ["header"],
             resource_name: self.name,
+            dpop_signing_alg_values_supported: if self.dpop.is_some() { &dpop::ALGORITHMS } else { &[] },
+            dpop_bound_access_tokens_required: matches!(self.dpop, Some(Dpop::Required | Dpop::Nonce)),
+            tls_client_certificate_bound_access_tokens: self.certificates,
         };
         let json = serde_json::to_vec(&document).expect("strings serialise");
         Some(json.into())
@@ -98,6 +114,8 @@ mod tests {
             ]),
             scopes: &strings(&["mcp.use", "offline_access", "notes.read", "mcp.use"]),
             name: "notes",
+            dpop: None,
+            certificates: false,
         };
         let document: Value = serde_json::from_slice(&route.document().unwrap()).unwrap();
         assert_eq!(
@@ -120,6 +138,8 @@ mod tests {
             issuers: &strings(&["https://a.example.com"]),
             scopes: &strings(&["offline_access"]),
             name: "all",
+            dpop: None,
+            certificates: false,
         };
         let document: Value = serde_json::from_slice(&route.document().unwrap()).unwrap();
         assert_eq!(document.get("scopes_supported"), None);

@@ -173,6 +173,7 @@ mod tests {
         let connection = ConnectionInfo {
             peer: ([127, 0, 0, 1], 1).into(),
             tls: false,
+            certificate: None,
         };
         let arrival = Arrival {
             journey: Journey::begin(connection),

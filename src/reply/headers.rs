@@ -87,7 +87,7 @@ fn never(name: &HeaderName) -> bool {
         http::header::EXPECT,
     ]
     .contains(name)
-        || ["keep-alive", "proxy-connection"].contains(&name.as_str())
+        || ["keep-alive", "proxy-connection", "dpop"].contains(&name.as_str())
 }
 
 /// Names the `Connection` header makes hop-by-hop (RFC 9110 section 7.6.1).

@@ -35,10 +35,18 @@ pub enum Purpose {
     Task,
     /// HMAC of arguments in the audit log.
     AuditArguments,
+    /// `DPoP-Nonce`.
+    DpopNonce,
 }
 
 impl Purpose {
-    const ALL: [Self; 4] = [Self::Session, Self::SseSession, Self::Task, Self::AuditArguments];
+    const ALL: [Self; 5] = [
+        Self::Session,
+        Self::SseSession,
+        Self::Task,
+        Self::AuditArguments,
+        Self::DpopNonce,
+    ];
 
     fn label(self) -> &'static [u8] {
         match self {
@@ -46,6 +54,7 @@ impl Purpose {
             Self::SseSession => b"sse-session",
             Self::Task => b"task",
             Self::AuditArguments => b"audit-arguments",
+            Self::DpopNonce => b"dpop-nonce",
         }
     }
 }

@@ -1,0 +1,311 @@
+//! Proofs of possession (RFC 9449): whether whoever sends a token holds the key that the token is bound to.
+//!
+//! 1. One `DPoP` header with one JWT: `typ` is `dpop+jwt`, `alg` one of [`ALGORITHMS`], `jwk` a public key that signed it,
+//!    no `crit`, no key twice (section 4.3).
+//! 2. It is for this request: `htm` is the method, `htu` the public URL of the door that was knocked at, without query and
+//!    fragment, after RFC 3986 normalisation; `ath` is the token's hash; the key's RFC 7638 thumbprint is the token's
+//!    `cnf.jkt`.
+//! 3. It is fresh: `iat` is at most [`MAX_AGE`] old and at most [`LEEWAY`] ahead; where the identity wants nonces it carries
+//!    one that this gateway sealed lately. Nonces are sealed, not stored, so that replicas with the same key agree.
+//! 4. It passes once: key and `jti` are remembered for as long as the proof could pass again, by this process. A full
+//!    memory refuses ([`AuthnError::Busy`]) instead of forgetting. Only proofs that passed everything else take a place.
+//! 5. Nothing here is cached with the token: every request is proven.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
+use aws_lc_rs::digest;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::{HeaderMap, Method};
+use jsonwebtoken::Algorithm;
+use serde_json::{Map, Value};
+use url::Url;
+
+use super::jwks::Key;
+use super::{AuthnError, strict_json};
+use crate::clock::UnixSeconds;
+use crate::session::{Purpose, Sealer};
+
+/// The header that carries a proof.
+pub const PROOF: &str = "dpop";
+
+/// The header that hands out a nonce.
+pub const NONCE: &str = "dpop-nonce";
+
+/// `dpop_signing_alg_values_supported`.
+pub const ALGORITHMS: [&str; 5] = ["ES256", "ES384", "EdDSA", "PS256", "RS256"];
+
+/// Seconds that a proof or a nonce may be old.
+const MAX_AGE: u64 = 120;
+
+/// Seconds that a client's clock may be ahead.
+const LEEWAY: u64 = 60;
+
+/// Longest proof, in bytes: an RSA key of 8192 bits and its signature fit.
+const MAX_PROOF: usize = 8 * 1024;
+
+/// Longest `jti`, in bytes.
+const MAX_JTI: usize = 256;
+
+/// Most proofs remembered in one window of [`MAX_AGE`] + [`LEEWAY`] seconds; there are two, of 32 bytes a proof.
+const MAX_REMEMBERED: usize = 200_000;
+
+/// What is wrong with a proof.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProofFault {
+    /// None, more than one, or no JWT of the right type.
+    Malformed,
+    Algorithm,
+    /// No usable public key.
+    Key,
+    Signature,
+    Method,
+    Target,
+    Times,
+    /// `ath` is missing or another token's.
+    Token,
+    /// Another key than the token is bound to.
+    OtherKey,
+    /// Used before.
+    Replayed,
+    /// The nonce is missing, over or not ours; a new one goes with the refusal.
+    Nonce,
+}
+
+impl ProofFault {
+    /// The `error_description`, for developers of clients.
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::Malformed => "one DPoP header with a JWT of type dpop+jwt is needed",
+            Self::Algorithm => "the proof's alg is not supported",
+            Self::Key => "the proof has no usable public jwk",
+            Self::Signature => "the proof's signature is wrong",
+            Self::Method => "htm is not this request's method",
+            Self::Target => "htu is not this endpoint's URL",
+            Self::Times => "the proof is too old or from the future",
+            Self::Token => "ath is not this token's hash",
+            Self::OtherKey => "the token is bound to another key",
+            Self::Replayed => "the proof was used before",
+            Self::Nonce => "use the nonce in DPoP-Nonce",
+        }
+    }
+
+    /// The bounded metric label.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Malformed => "proof_malformed",
+            Self::Algorithm => "proof_algorithm",
+            Self::Key => "proof_key",
+            Self::Signature => "proof_signature",
+            Self::Method => "proof_method",
+            Self::Target => "proof_target",
+            Self::Times => "proof_times",
+            Self::Token => "proof_token",
+            Self::OtherKey => "proof_other_key",
+            Self::Replayed => "proof_replayed",
+            Self::Nonce => "proof_nonce",
+        }
+    }
+}
+
+/// How a request came, for checking what its token is bound to.
+#[derive(Clone, Copy)]
+pub struct Sender<'a> {
+    pub method: &'a Method,
+    /// The public URL of the door, without query.
+    pub target: &'a str,
+    /// SHA-256 of the client's certificate, verified by the listener.
+    pub certificate: Option<[u8; 32]>,
+    pub sealer: &'a Sealer,
+}
+
+/// What a proof must be for.
+pub(super) struct Expected<'a> {
+    pub(super) sender: &'a Sender<'a>,
+    /// SHA-256 of the token.
+    pub(super) token: &'a [u8; 32],
+    /// The token's `cnf.jkt`.
+    pub(super) thumbprint: &'a str,
+    pub(super) nonce: bool,
+    pub(super) now: UnixSeconds,
+}
+
+/// Checks the request's proof and uses it up.
+pub(super) fn check(headers: &HeaderMap, expected: &Expected<'_>, replays: &Replays) -> Result<(), AuthnError> {
+    let now = expected.now;
+    let refuse = |reason: ProofFault| AuthnError::InvalidProof {
+        reason,
+        nonce: (reason == ProofFault::Nonce).then(|| nonce(expected.sender.sealer, now)),
+    };
+    let jti = verify(headers, expected).map_err(refuse)?;
+    match replays.once(expected.thumbprint, &jti, now) {
+        Use::First => Ok(()),
+        Use::Again => Err(refuse(ProofFault::Replayed)),
+        Use::Full => Err(AuthnError::Busy),
+    }
+}
+
+/// The `jti` of a proof that is good, as far as it can be told without having seen it before.
+fn verify(headers: &HeaderMap, expected: &Expected<'_>) -> Result<String, ProofFault> {
+    let mut proofs = headers.get_all(PROOF).iter();
+    let (Some(proof), None) = (proofs.next(), proofs.next()) else {
+        return Err(ProofFault::Malformed);
+    };
+    let proof = proof.to_str().map_err(|_| ProofFault::Malformed)?;
+    if proof.len() > MAX_PROOF {
+        return Err(ProofFault::Malformed);
+    }
+    let (signed, signature) = proof.rsplit_once('.').ok_or(ProofFault::Malformed)?;
+    let (header, claims) = signed.split_once('.').ok_or(ProofFault::Malformed)?;
+    let (header, claims) = (object(header)?, object(claims)?);
+    let text = |claims: &Map<String, Value>, name: &str| claims.get(name).and_then(Value::as_str).map(str::to_owned);
+    if text(&header, "typ").as_deref() != Some("dpop+jwt") || header.contains_key("crit") {
+        return Err(ProofFault::Malformed);
+    }
+    let algorithm: Algorithm = text(&header, "alg")
+        .filter(|name| ALGORITHMS.contains(&name.as_str()))
+        .and_then(|name| name.parse().ok())
+        .ok_or(ProofFault::Algorithm)?;
+    let jwk = header.get("jwk").and_then(Value::as_object).ok_or(ProofFault::Key)?;
+    let (key, thumbprint) = public_key(jwk).ok_or(ProofFault::Key)?;
+    if !key.algorithms.contains(&algorithm) {
+        return Err(ProofFault::Algorithm);
+    }
+    if !jsonwebtoken::crypto::verify(signature, signed.as_bytes(), &key.verifying, algorithm).unwrap_or(false) {
+        return Err(ProofFault::Signature);
+    }
+    let jti = text(&claims, "jti")
+        .filter(|jti| (1..=MAX_JTI).contains(&jti.len()))
+        .ok_or(ProofFault::Malformed)?;
+    if text(&claims, "htm").as_deref() != Some(expected.sender.method.as_str()) {
+        return Err(ProofFault::Method);
+    }
+    let same = text(&claims, "htu").is_some_and(|htu| same_target(&htu, expected.sender.target));
+    if !same {
+        return Err(ProofFault::Target);
+    }
+    let issued = claims.get("iat").and_then(Value::as_u64).ok_or(ProofFault::Times)?;
+    if !is_fresh(issued, expected.now) {
+        return Err(ProofFault::Times);
+    }
+    if text(&claims, "ath") != Some(URL_SAFE_NO_PAD.encode(expected.token)) {
+        return Err(ProofFault::Token);
+    }
+    if thumbprint != expected.thumbprint {
+        return Err(ProofFault::OtherKey);
+    }
+    let nonce = || text(&claims, "nonce").is_some_and(|nonce| is_ours(&nonce, expected.sender.sealer, expected.now));
+    if expected.nonce && !nonce() {
+        return Err(ProofFault::Nonce);
+    }
+    Ok(jti)
+}
+
+fn object(part: &str) -> Result<Map<String, Value>, ProofFault> {
+    let json = URL_SAFE_NO_PAD.decode(part).map_err(|_| ProofFault::Malformed)?;
+    strict_json::object(&json).ok_or(ProofFault::Malformed)
+}
+
+/// The key and its RFC 7638 thumbprint; `None` when any part of a private key is in it.
+fn public_key(jwk: &Map<String, Value>) -> Option<(Key, String)> {
+    if ["d", "p", "q", "dp", "dq", "qi", "oth", "k"]
+        .iter()
+        .any(|name| jwk.contains_key(*name))
+    {
+        return None;
+    }
+    let key = Key::parse(&serde_json::to_string(jwk).ok()?)?;
+    let members: &[&str] = match jwk.get("kty")?.as_str()? {
+        "RSA" => &["e", "kty", "n"],
+        "EC" => &["crv", "kty", "x", "y"],
+        "OKP" => &["crv", "kty", "x"],
+        _ => return None,
+    };
+    let canonical: Option<Vec<String>> = members
+        .iter()
+        .map(|name| {
+            Some(format!(
+                "\"{name}\":{}",
+                jwk.get(*name).filter(|value| value.is_string())?
+            ))
+        })
+        .collect();
+    let hash = digest::digest(&digest::SHA256, format!("{{{}}}", canonical?.join(",")).as_bytes());
+    Some((key, URL_SAFE_NO_PAD.encode(hash)))
+}
+
+/// RFC 9449 section 4.3: without query and fragment, normalised; a route's path has two spellings at its end.
+fn same_target(htu: &str, target: &str) -> bool {
+    let normal = |text: &str| {
+        let mut url = Url::parse(text).ok()?;
+        url.set_query(None);
+        url.set_fragment(None);
+        Some(url.as_str().trim_end_matches('/').to_owned())
+    };
+    normal(htu).is_some_and(|htu| normal(target) == Some(htu))
+}
+
+fn is_fresh(made: UnixSeconds, now: UnixSeconds) -> bool {
+    made <= now.saturating_add(LEEWAY) && now <= made.saturating_add(MAX_AGE)
+}
+
+/// A nonce of now.
+fn nonce(sealer: &Sealer, now: UnixSeconds) -> String {
+    sealer
+        .seal(Purpose::DpopNonce, &now.to_be_bytes())
+        .expect("eight bytes fit a seal")
+}
+
+fn is_ours(nonce: &str, sealer: &Sealer, now: UnixSeconds) -> bool {
+    let made = sealer.open(Purpose::DpopNonce, nonce).ok();
+    let made = made.and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
+    made.is_some_and(|made| is_fresh(made, now))
+}
+
+/// Proofs that were used.
+#[derive(Default)]
+pub(super) struct Replays(Mutex<Windows>);
+
+/// A proof stands in the window it came in and is looked for in that and the one before.
+#[derive(Default)]
+struct Windows {
+    number: u64,
+    current: HashSet<[u8; 32]>,
+    previous: HashSet<[u8; 32]>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Use {
+    First,
+    Again,
+    Full,
+}
+
+impl Replays {
+    fn once(&self, thumbprint: &str, jti: &str, now: UnixSeconds) -> Use {
+        // A thumbprint has one length, so that the two can't run into each other.
+        let hash = digest::digest(&digest::SHA256, [thumbprint, jti].concat().as_bytes());
+        let proof: [u8; 32] = hash.as_ref().try_into().expect("SHA-256 has 32 bytes");
+        let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A clock that goes back forgets nothing.
+        let number = (now / (MAX_AGE + LEEWAY)).max(windows.number);
+        if number > windows.number {
+            let ended = std::mem::take(&mut windows.current);
+            windows.previous = if number == windows.number + 1 {
+                ended
+            } else {
+                HashSet::new()
+            };
+            windows.number = number;
+        }
+        if windows.current.contains(&proof) || windows.previous.contains(&proof) {
+            Use::Again
+        } else if windows.current.len() >= MAX_REMEMBERED {
+            Use::Full
+        } else {
+            windows.current.insert(proof);
+            Use::First
+        }
+    }
+}
