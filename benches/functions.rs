@@ -4,14 +4,19 @@
 
 use std::hint::black_box;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use aws_lc_rs::digest;
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue};
-use portcullis::authn::{Authenticator, Principal, RouteAuth};
+use portcullis::authn::{Authenticator, Principal, RouteAuth, Sender};
 use portcullis::cli::demo::issuer::DevelopmentIssuer;
 use portcullis::clock::Clock;
 use portcullis::config::Config;
@@ -31,6 +36,9 @@ struct Fixture {
     config: Config,
     authenticator: Arc<Authenticator>,
     auth: RouteAuth,
+    sealer: Sealer,
+    /// Bound to a key.
+    token: OnceLock<String>,
 }
 
 impl Fixture {
@@ -59,6 +67,8 @@ impl Fixture {
             config,
             authenticator,
             auth,
+            sealer: Sealer::new(&[]),
+            token: OnceLock::new(),
         }
     }
 
@@ -71,10 +81,49 @@ impl Fixture {
         HeaderMap::from_iter([(http::header::AUTHORIZATION, bearer)])
     }
 
+    fn sender(&self) -> Sender<'_> {
+        Sender {
+            method: &http::Method::POST,
+            target: RESOURCE,
+            certificate: None,
+            sealer: &self.sealer,
+        }
+    }
+
+    /// A token bound to the key, and a proof that has not been used.
+    fn bound(&self, key: &EcdsaKeyPair, number: u64) -> HeaderMap {
+        let encode = |value: &serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let point = key.public_key().as_ref();
+        let (x, y) = (
+            URL_SAFE_NO_PAD.encode(&point[1..33]),
+            URL_SAFE_NO_PAD.encode(&point[33..]),
+        );
+        let canonical = format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#);
+        let hash = |text: &str| URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, text.as_bytes()));
+        let now = Clock::system().now();
+        // The times are whole days', so that the token stays in the cache.
+        let day = now / 86_400 * 86_400;
+        let token = self.token.get_or_init(|| {
+            self.issuer
+                .mint_claims(&json!({"iss": self.issuer.issuer(), "sub": "ada", "aud": RESOURCE,
+                "scope": "notes.read", "iat": day, "exp": day + 200_000, "cnf": {"jkt": hash(&canonical)}}))
+        });
+        let jwk: serde_json::Value = serde_json::from_str(&canonical).expect("JSON");
+        let header = json!({"typ": "dpop+jwt", "alg": "ES256", "jwk": jwk});
+        let claims = json!({"jti": number.to_string(), "htm": "POST", "htu": RESOURCE, "iat": now, "ath": hash(token)});
+        let signed = format!("{}.{}", encode(&header), encode(&claims));
+        let signature = key.sign(&SystemRandom::new(), signed.as_bytes()).expect("a signature");
+        let proof = format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature));
+        let mut headers = HeaderMap::new();
+        headers.insert("authorization", format!("DPoP {token}").parse().expect("ASCII"));
+        headers.insert("dpop", proof.parse().expect("ASCII"));
+        headers
+    }
+
     /// The keys are in a file, so nothing is waited for.
     fn authenticate(&self, headers: &HeaderMap) -> Arc<Principal> {
         self.authenticator
-            .authenticate(&self.auth, headers)
+            .authenticate(&self.auth, headers, &self.sender())
             .now_or_never()
             .expect("no network")
             .unwrap_or_else(|error| panic!("the token is good: {error}"))
@@ -135,6 +184,25 @@ fn token(bench: &mut Criterion) {
     let mut group = bench.benchmark_group("token");
     let headers = fixture.headers();
     group.bench_function("cached", |b| b.iter(|| fixture.authenticate(black_box(&headers))));
+    let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key");
+    let mut number = 0;
+    group.bench_function("cached, with a DPoP proof", |b| {
+        b.iter_batched(
+            || {
+                number += 1;
+                fixture.bound(&key, number)
+            },
+            // A memory full of proofs refuses after the same work.
+            |headers| {
+                fixture
+                    .authenticator
+                    .authenticate(&fixture.auth, &headers, &fixture.sender())
+                    .now_or_never()
+                    .is_some()
+            },
+            BatchSize::SmallInput,
+        );
+    });
     group.bench_function("cold ES256", |b| {
         b.iter_batched(
             || fixture.headers(),

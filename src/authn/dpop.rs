@@ -309,3 +309,70 @@ impl Replays {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_thumbprint_is_that_of_rfc_7638() {
+        let jwk = json!({"kty": "RSA", "alg": "RS256", "kid": "2011-04-29", "e": "AQAB",
+            "n": "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw"});
+        let mut jwk = jwk.as_object().expect("an object").clone();
+        let (_, thumbprint) = public_key(&jwk).expect("a public key");
+        assert_eq!(thumbprint, "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs");
+        jwk.insert("d".to_owned(), json!("AQAB"));
+        assert!(public_key(&jwk).is_none());
+    }
+
+    #[test]
+    fn targets_compare_after_normalisation() {
+        let target = "https://mcp.example.com/notes/mcp";
+        for (htu, same) in [
+            ("https://mcp.example.com/notes/mcp", true),
+            ("HTTPS://MCP.example.com:443/notes/mcp/?a=b#c", true),
+            ("https://mcp.example.com/notes/./mcp", true),
+            ("https://mcp.example.com/notes/mcp/messages", false),
+            ("https://mcp.example.com/notes", false),
+            ("http://mcp.example.com/notes/mcp", false),
+            ("https://mcp.example.com:8443/notes/mcp", false),
+            ("https://mcp.example.com.evil/notes/mcp", false),
+            ("/notes/mcp", false),
+        ] {
+            assert_eq!(same_target(htu, target), same, "{htu}");
+        }
+    }
+
+    #[test]
+    fn a_proof_is_remembered_for_as_long_as_it_is_fresh() {
+        let replays = Replays::default();
+        for made in [1_000_u64, 1_799, 1_800, 5_555] {
+            let jti = made.to_string();
+            let first = made - LEEWAY;
+            assert_eq!(replays.once("k", &jti, first), Use::First);
+            assert_eq!(replays.once("other", &jti, first), Use::First, "another key's jti");
+            for now in first..=made + MAX_AGE {
+                assert!(is_fresh(made, now));
+                assert_eq!(replays.once("k", &jti, now), Use::Again, "{now}");
+            }
+            assert!(!is_fresh(made, made + MAX_AGE + 1) && !is_fresh(made, first - 1));
+        }
+        // A clock that goes back opens nothing.
+        assert_eq!(replays.once("k", "5555", 5_300), Use::Again);
+    }
+
+    #[test]
+    fn a_full_memory_refuses() {
+        let replays = Replays::default();
+        for number in 0..MAX_REMEMBERED {
+            let proof = digest::digest(&digest::SHA256, &number.to_be_bytes());
+            let mut windows = replays.0.lock().expect("nobody panicked");
+            windows.number = 10;
+            windows.current.insert(proof.as_ref().try_into().expect("32 bytes"));
+        }
+        assert_eq!(replays.once("k", "j", 0), Use::Full);
+        assert_eq!(replays.once("k", "j", (MAX_AGE + LEEWAY) * 11), Use::First);
+    }
+}

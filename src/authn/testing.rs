@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use aws_lc_rs::rand::SystemRandom;
@@ -23,9 +23,21 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use super::api_key;
+use super::{Sender, api_key};
 use crate::config::{ApiKeys, ClaimPaths, ClientAuth, Identity, Introspection, KeySource};
 use crate::secret::Secret;
+use crate::session::Sealer;
+
+/// A request that shows nothing but its token.
+pub(super) fn sender() -> Sender<'static> {
+    static SEALER: LazyLock<Sealer> = LazyLock::new(|| Sealer::new(&[]));
+    Sender {
+        method: &http::Method::POST,
+        target: "https://mcp.example.com/notes/mcp",
+        certificate: None,
+        sealer: &SEALER,
+    }
+}
 
 /// An identity with the default algorithms, whose keys are found by discovery.
 pub(super) fn identity(name: &str, issuer: &str) -> Identity {

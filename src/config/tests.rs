@@ -589,10 +589,6 @@ fn keys_of_parts_that_are_not_built_are_unknown() {
     let whole = |extra: &str| format!("routes: {{r: {{path: /m, anonymous: true, {extra}}}}}");
     add(&top, &format!("KEY: x\n{ROUTES}"));
     add(&listen, &format!("listen: {{KEY: x}}\n{ROUTES}"));
-    add(
-        &["client_ca"],
-        &format!("listen: {{tls: {{certificate: c, key: k, KEY: x}}}}\n{ROUTES}"),
-    );
     add(&["otlp"], &format!("telemetry: {{KEY: x}}\n{ROUTES}"));
     add(&["database"], &format!("state: {{KEY: x}}\n{ROUTES}"));
     add(

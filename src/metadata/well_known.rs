@@ -162,6 +162,8 @@ mod tests {
             issuers,
             scopes: &[],
             name: "notes",
+            dpop: None,
+            certificates: false,
         }
     }
 

@@ -98,7 +98,7 @@ impl Gate {
             "  corp:\n    issuer: {}\n    scope_upgrade_endpoint: https://login.example/upgrade\n",
             issuer.issuer()
         );
-        let identity = identity.unwrap_or(&corp);
+        let identity = identity.unwrap_or(&corp).replace("{issuer}", issuer.issuer());
         let before = format!(
             "listen:\n  address: 127.0.0.1:0\n  allowed_origins: [\"https://app.example\"]\n{listen}\
              admin: {{address: \"127.0.0.1:0\"}}\n\

@@ -1,5 +1,6 @@
 //! The gateway with real sockets: one binary, so that it is linked once.
 
+mod bound;
 mod budget;
 mod callers;
 mod commands;

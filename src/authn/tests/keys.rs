@@ -73,7 +73,11 @@ fn roles_of_keys_are_roles() {
     let mut headers = HeaderMap::new();
     headers.insert(AUTHORIZATION, "Bearer one".parse().unwrap());
     let route = route(&["corp"]);
-    let caller = futures_util::FutureExt::now_or_never(authenticator.authenticate(&route, &headers));
+    let caller = futures_util::FutureExt::now_or_never(authenticator.authenticate(
+        &route,
+        &headers,
+        &crate::authn::testing::sender(),
+    ));
     let caller = caller.expect("nobody is waited for").unwrap();
     assert!(caller.principal.granted.has(0) && caller.token.is_none());
 }

@@ -63,7 +63,10 @@ impl Gate {
     async fn ask_on(&self, route: &RouteAuth, token: &str) -> Result<Arc<Principal>, AuthnError> {
         let mut headers = HeaderMap::new();
         headers.insert(AUTHORIZATION, format!("Bearer {token}").parse().unwrap());
-        let caller = self.authenticator.authenticate(route, &headers).await?;
+        let caller = self
+            .authenticator
+            .authenticate(route, &headers, &crate::authn::testing::sender())
+            .await?;
         let is_key = caller.principal.issuer.starts_with("portcullis:");
         assert_eq!(caller.token.as_ref().map(Secret::expose), (!is_key).then_some(token));
         Ok(caller.principal)

@@ -250,7 +250,7 @@ async fn anonymous_lets_nobody_in_and_bad_tokens_out() {
     open.anonymous = true;
     let nobody = gate
         .authenticator
-        .authenticate(&open, &HeaderMap::new())
+        .authenticate(&open, &HeaderMap::new(), &crate::authn::testing::sender())
         .await
         .ok()
         .unwrap();
@@ -262,7 +262,7 @@ async fn anonymous_lets_nobody_in_and_bad_tokens_out() {
     );
     let closed = gate
         .authenticator
-        .authenticate(&route(&["corp"]), &HeaderMap::new())
+        .authenticate(&route(&["corp"]), &HeaderMap::new(), &crate::authn::testing::sender())
         .await;
     assert_eq!(closed.err(), Some(AuthnError::MissingToken { malformed: false }));
     assert_eq!(gate.count(":anonymous"), 1);
