@@ -317,3 +317,84 @@ async fn a_peer_that_stops_reading_is_cut_off() {
     assert!(ended.expect("the reply is let go of").is_err());
     assert!(began.elapsed() >= stall::STALL, "{:?}", began.elapsed());
 }
+
+/// Sends a request with this client certificate; `None` when the connection fails.
+async fn shown(
+    address: SocketAddr,
+    root: &Path,
+    certificate: Option<(&rcgen::Certificate, &rcgen::KeyPair)>,
+) -> Option<String> {
+    use rustls::pki_types::pem::PemObject;
+    let mut roots = rustls::RootCertStore::empty();
+    let server = rustls::pki_types::CertificateDer::from_pem_file(root).expect("a certificate");
+    roots.add(server).expect("an authority");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots);
+    let config = match certificate {
+        None => config.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let key = rustls::pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into());
+            let chain = vec![certificate.der().clone()];
+            config.with_client_auth_cert(chain, key).expect("they belong together")
+        }
+    };
+    let socket = TcpStream::connect(address).await.expect("a connection");
+    let name = "localhost".try_into().expect("a name");
+    let mut stream = tokio_rustls::TlsConnector::from(Arc::new(config))
+        .connect(name, socket)
+        .await
+        .ok()?;
+    // With TLS 1.3 the refusal comes after the client's side of the handshake.
+    stream.write_all(REQUEST).await.ok()?;
+    let mut bytes = [0; 4096];
+    let read = stream.read(&mut bytes).await.ok().filter(|read| *read > 0)?;
+    Some(String::from_utf8_lossy(&bytes[..read]).into_owned())
+}
+
+#[tokio::test]
+async fn client_certificates_are_verified_or_not_there() {
+    async fn which(incoming: Incoming) -> Response<Body> {
+        Response::new(edge::full(format!("{:?}", incoming.connection.certificate)))
+    }
+    let authority = || {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).expect("a certificate");
+        (certificate, rcgen::Issuer::new(params, key))
+    };
+    let (trusted, issuer) = authority();
+    let (_, stranger) = authority();
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let leaf = |issuer: &rcgen::Issuer<'_, rcgen::KeyPair>, until: i32| {
+        let mut params = rcgen::CertificateParams::new(vec!["client.example".to_owned()]).expect("parameters");
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        params.signed_by(&key, issuer).expect("a certificate")
+    };
+    let files = tempfile::tempdir().expect("a directory");
+    let mut tls = certificate(files.path());
+    let root = tls.certificate.clone();
+    let bundle = files.path().join("clients.pem");
+    std::fs::write(&bundle, trusted.pem()).expect("a file");
+    tls.client_ca = Some(bundle);
+    let serving = serve(listen(limits(), Some(tls)), SOON, which).await;
+    let good = leaf(&issuer, 2100);
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, good.der());
+    let expected: [u8; 32] = hash.as_ref().try_into().expect("32 bytes");
+    // Twice: a second connection shows its certificate as the first did.
+    for _ in 0..2 {
+        let answer = shown(serving.address, &root, Some((&good, &key)))
+            .await
+            .expect("an answer");
+        assert!(answer.ends_with(&format!("{:?}", Some(expected))), "{answer}");
+    }
+    let answer = shown(serving.address, &root, None).await.expect("an answer");
+    assert!(answer.ends_with("None"), "{answer}");
+    for (name, bad) in [("untrusted", leaf(&stranger, 2100)), ("expired", leaf(&issuer, 2001))] {
+        assert_eq!(shown(serving.address, &root, Some((&bad, &key))).await, None, "{name}");
+    }
+}
