@@ -594,7 +594,7 @@ async fn addressing_r06() {
         .header("access-control-allow-origin", "https://app.example")
         .header(
             "access-control-expose-headers",
-            "mcp-session-id, www-authenticate, x-request-id",
+            "mcp-session-id, www-authenticate, dpop-nonce, x-request-id",
         ),
         lost("/"),
         lost("/notes//mcp"),

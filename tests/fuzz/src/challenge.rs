@@ -41,6 +41,7 @@ fuzz_target!(|input: &str| {
     let challenge = Challenge {
         resource_metadata: Some(metadata),
         scopes: &scopes,
+        dpop: None,
     };
     let value = challenge.invalid_token(description);
     let found = parameters(value.to_str().expect("visible ASCII"));

@@ -9,14 +9,15 @@ use std::sync::{Arc, LazyLock};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::AUTHORIZATION;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Method};
 use jsonwebtoken::{Algorithm, EncodingKey, crypto};
 use libfuzzer_sys::fuzz_target;
-use portcullis::authn::{Authenticated, Authenticator, RouteAuth};
+use portcullis::authn::{Authenticated, Authenticator, RouteAuth, Sender};
 use portcullis::clock::Clock;
 use portcullis::config::{ClaimPaths, Identity, KeySource};
 use portcullis::policy::Roles;
 use portcullis::secret::Secret;
+use portcullis::session::Sealer;
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
@@ -28,6 +29,7 @@ const NOW: u64 = 1_800_000_000;
 struct Gate {
     authenticator: Arc<Authenticator>,
     route: RouteAuth,
+    sealer: Sealer,
     runtime: Runtime,
 }
 
@@ -42,6 +44,7 @@ static GATE: LazyLock<Gate> = LazyLock::new(|| {
         ca: None,
         implies: Default::default(),
         scope_upgrade_endpoint: None,
+        dpop: None,
     };
     let (roles, clock) = (Arc::new(Roles::default()), Clock::fixed(NOW));
     Gate {
@@ -52,6 +55,7 @@ static GATE: LazyLock<Gate> = LazyLock::new(|| {
             anonymous: false,
             resource: RESOURCE.to_owned(),
         },
+        sealer: Sealer::new(&[]),
         runtime: Builder::new_current_thread().enable_time().build().expect("a runtime"),
     }
 });
@@ -60,8 +64,14 @@ fn present(token: &str) -> Option<Authenticated> {
     let value = HeaderValue::try_from(format!("Bearer {token}")).ok()?;
     let headers = HeaderMap::from_iter([(AUTHORIZATION, value)]);
     let gate = &*GATE;
+    let sender = Sender {
+        method: &Method::POST,
+        target: RESOURCE,
+        certificate: None,
+        sealer: &gate.sealer,
+    };
     gate.runtime
-        .block_on(gate.authenticator.authenticate(&gate.route, &headers))
+        .block_on(gate.authenticator.authenticate(&gate.route, &headers, &sender))
         .ok()
 }
 
