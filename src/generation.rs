@@ -2,8 +2,8 @@
 //!
 //! 1. A reload makes another generation and puts it in the first one's place, whole: a request is served by one
 //!    configuration from its beginning to its end.
-//! 2. Connections, sessions, metrics and the audit log outlive generations; so do the issuers' keys, where the same issuer
-//!    is asked for them in the same way. Pools, caches and balancers are made anew.
+//! 2. Connections, sessions, metrics and the audit log outlive generations; so do the issuers' keys and metadata, where the
+//!    same issuer is asked for them in the same way. Pools, caches and balancers are made anew.
 //! 3. What an old generation still carries it carries to the end; its background tasks end with it.
 
 use std::convert::Infallible;
@@ -27,7 +27,7 @@ use crate::edge::Body;
 use crate::edge::access::Front;
 use crate::gateway::StartError;
 use crate::listener::Incoming;
-use crate::metadata::{self, ProtectedResource, WellKnown, WellKnownLayer};
+use crate::metadata::{self, Mirrors, ProtectedResource, WellKnown, WellKnownLayer};
 use crate::rights::Rights;
 use crate::route::Route;
 use crate::session::{self, Sealer, Streams};
@@ -60,6 +60,7 @@ pub struct Generation {
     pub url: String,
     pub routes: Vec<Arc<Route>>,
     pub authenticator: Arc<Authenticator>,
+    mirrors: Mirrors,
     front: Arc<dyn Front>,
     /// Ends with it.
     _background: JoinSet<()>,
@@ -94,8 +95,10 @@ impl Generation {
             auth_events(metrics.clone(), rights.clone()),
         )
         .map_err(|error| StartError::at("identity", error))?;
+        let mirrors = Mirrors::new(&config.identities, clock).map_err(|error| StartError::at("identity", error))?;
         if let Some(before) = before {
             authenticator.inherit(&before.authenticator);
+            mirrors.inherit(&before.mirrors);
         }
         let routes = routes(config, &url, metrics, clock)?;
         let front = stack(Parts {
@@ -108,6 +111,7 @@ impl Generation {
                 &url,
                 &routes,
                 config.listen.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
+                &mirrors,
             ),
             routes: routes.clone(),
             authenticator: authenticator.clone(),
@@ -132,6 +136,7 @@ impl Generation {
             url,
             routes,
             authenticator,
+            mirrors,
             front,
             _background: background,
         })
@@ -216,7 +221,7 @@ fn routes(config: &Config, url: &str, metrics: &Arc<Metrics>, clock: &Clock) -> 
         .collect()
 }
 
-fn well_known(url: &str, routes: &[Arc<Route>], certificates: bool) -> WellKnownLayer {
+fn well_known(url: &str, routes: &[Arc<Route>], certificates: bool, mirrors: &Mirrors) -> WellKnownLayer {
     let issuers: Vec<Vec<String>> = routes
         .iter()
         .map(|route| {
@@ -244,7 +249,7 @@ fn well_known(url: &str, routes: &[Arc<Route>], certificates: bool) -> WellKnown
             dpop: route.dpop(),
             certificates,
         });
-    WellKnownLayer::new(Arc::new(WellKnown::new(documents)))
+    WellKnownLayer::new(Arc::new(WellKnown::new(documents, mirrors)))
 }
 
 /// The hosts a request may name: the public one, those allowed, and loopback's own names when bound there.

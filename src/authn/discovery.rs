@@ -1,24 +1,28 @@
 //! Where an issuer keeps its keys, or is asked about tokens: RFC 8414 first, OpenID Connect discovery after it.
 //!
 //! The addresses are tried in the order MCP gives ("Authorization Server Metadata Discovery"), and a document counts
-//! only when its `issuer` is byte for byte the configured one (RFC 8414 section 3.3).
+//! only when its `issuer` is byte for byte the configured one (RFC 8414 section 3.3). Who wants the document itself
+//! says which [`Form`] comes first.
 
 use serde_json::Value;
 use url::Url;
 
 use super::SetupError;
 use super::fetch::{FetchError, Fetcher};
+use super::strict_json;
 use crate::config::Identity;
 
 /// Why an issuer's address for something isn't known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum DiscoveryError {
+pub(crate) enum DiscoveryError {
     #[error("the issuer is no URL that metadata could be found at")]
     Issuer,
     #[error("no metadata at {url}: {source}")]
     Fetch { url: Url, source: FetchError },
     #[error("{url} is no metadata document with an issuer and {key}")]
     Document { url: Url, key: &'static str },
+    #[error("{0} is no JSON object with an issuer, or a key stands twice in it")]
+    Unreadable(Url),
     #[error("the metadata at {0} is another issuer's")]
     OtherIssuer(Url),
     #[error("the {key} in {url} can't be used: {reason}")]
@@ -30,23 +34,20 @@ pub(super) enum DiscoveryError {
 }
 
 impl DiscoveryError {
-    /// How much it tells the operator: a wrong document more than a missing one, a dead server more than a 404.
+    /// How much it tells the operator: a wrong document more than a missing one, a dead server more than a refusal.
     fn weight(&self) -> u8 {
         match self {
             Self::Issuer => 0,
-            Self::Fetch {
-                source: FetchError::Status(404),
-                ..
-            } => 1,
+            Self::Fetch { source, .. } if source.is_absence() => 1,
             Self::Fetch { .. } => 2,
-            Self::Document { .. } => 3,
+            Self::Document { .. } | Self::Unreadable(_) => 3,
             Self::OtherIssuer(_) | Self::Address { .. } => 4,
         }
     }
 }
 
 /// The issuer as the URL it must be for anything to be found.
-pub(super) fn issuer_url(identity: &Identity) -> Result<Url, SetupError> {
+pub(crate) fn issuer_url(identity: &Identity) -> Result<Url, SetupError> {
     Url::parse(&identity.issuer).map_err(|_| SetupError::Address {
         identity: identity.name.clone(),
         url: identity.issuer.clone(),
@@ -54,16 +55,55 @@ pub(super) fn issuer_url(identity: &Identity) -> Result<Url, SetupError> {
     })
 }
 
+/// The two kinds of metadata documents. Their members are one registry (RFC 8414 section 7.1), so that most clients can
+/// use either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// RFC 8414.
+    OAuth,
+    /// OpenID Connect Discovery.
+    OpenId,
+}
+
 /// Finds the address that the issuer's metadata has under `key`.
-pub(super) async fn endpoint(fetcher: &Fetcher, issuer: &str, key: &'static str) -> Result<Url, DiscoveryError> {
+pub(crate) async fn endpoint(fetcher: &Fetcher, issuer: &str, key: &'static str) -> Result<Url, DiscoveryError> {
+    let found = search(fetcher, metadata_urls(issuer), |url, document| {
+        read(fetcher, issuer, key, url, &document)
+    });
+    found.await
+}
+
+/// The issuer's metadata as it stands there: of this form, or, from an issuer that has only the other, of that.
+pub(crate) async fn document(fetcher: &Fetcher, issuer: &str, form: Form) -> Result<Vec<u8>, DiscoveryError> {
+    let mut urls = metadata_urls(issuer);
+    if form == Form::OpenId && !urls.is_empty() {
+        urls.rotate_left(1);
+    }
+    let found = search(fetcher, urls, |url, document| {
+        let metadata = strict_json::object(&document);
+        match metadata.as_ref().and_then(|metadata| metadata.get("issuer")?.as_str()) {
+            None => Err(DiscoveryError::Unreadable(url.clone())),
+            Some(found) if found != issuer => Err(DiscoveryError::OtherIssuer(url.clone())),
+            Some(_) => Ok(document),
+        }
+    });
+    found.await
+}
+
+/// What the first address has that has something; otherwise the failure that tells most.
+async fn search<T>(
+    fetcher: &Fetcher,
+    urls: Vec<Url>,
+    read: impl Fn(&Url, Vec<u8>) -> Result<T, DiscoveryError>,
+) -> Result<T, DiscoveryError> {
     let mut failure = DiscoveryError::Issuer;
-    for url in metadata_urls(issuer) {
+    for url in urls {
         let found = match fetcher.get(&url).await {
-            Ok(document) => read(fetcher, issuer, key, &url, &document),
+            Ok(document) => read(&url, document),
             Err(source) => Err(DiscoveryError::Fetch { url, source }),
         };
         match found {
-            Ok(address) => return Ok(address),
+            Ok(found) => return Ok(found),
             Err(error) => {
                 if error.weight() > failure.weight() {
                     failure = error;

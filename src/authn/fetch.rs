@@ -31,7 +31,7 @@ const MAX_REDIRECTS: usize = 3;
 
 /// Why a document can't be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum FetchError {
+pub(crate) enum FetchError {
     #[error("{0}")]
     Address(&'static str),
     #[error("it took longer than 10 s")]
@@ -46,8 +46,15 @@ pub(super) enum FetchError {
     Status(u16),
 }
 
+impl FetchError {
+    /// Whether the issuer says that there is nothing for us there. Some say so with 401 or 403.
+    pub(crate) fn is_absence(self) -> bool {
+        matches!(self, Self::Status(status) if (400..500).contains(&status) && !matches!(status, 408 | 429))
+    }
+}
+
 /// Gets one issuer's documents.
-pub(super) struct Fetcher {
+pub(crate) struct Fetcher {
     client: reqwest::Client,
     /// The issuer is on loopback, where plain http is bearable.
     loopback: bool,
@@ -91,7 +98,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// A CA bundle that can't be used, or an address that is never asked.
-    pub(super) fn of(
+    pub(crate) fn of(
         identity: &Identity,
         base: &Url,
         system_roots: impl FnOnce() -> RootCertStore,
@@ -129,12 +136,12 @@ impl Fetcher {
     }
 
     /// Whether a document may be fetched from here at all.
-    pub(super) fn allowed(&self, url: &Url) -> Result<(), &'static str> {
+    pub(crate) fn allowed(&self, url: &Url) -> Result<(), &'static str> {
         allowed(url, self.loopback)
     }
 
     /// One document.
-    pub(super) async fn get(&self, url: &Url) -> Result<Vec<u8>, FetchError> {
+    pub(crate) async fn get(&self, url: &Url) -> Result<Vec<u8>, FetchError> {
         self.allowed(url).map_err(FetchError::Address)?;
         let request = self
             .client
@@ -144,7 +151,7 @@ impl Fetcher {
     }
 
     /// The answer to a form. Rules 1 to 4 hold for it too.
-    pub(super) async fn post(
+    pub(crate) async fn post(
         &self,
         url: &Url,
         form: &str,
@@ -211,7 +218,7 @@ fn roots_of(bundle: &Path) -> io::Result<RootCertStore> {
 }
 
 /// The machine's roots, as many as can be read.
-pub(super) fn system_roots() -> RootCertStore {
+pub(crate) fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     roots
@@ -233,7 +240,7 @@ fn allowed(url: &Url, loopback_issuer: bool) -> Result<(), &'static str> {
     }
 }
 
-pub(super) fn is_loopback(url: &Url) -> bool {
+pub(crate) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
         Some(host) => host_ip(&host).is_some_and(|ip| ip.is_loopback()),

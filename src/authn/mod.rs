@@ -19,10 +19,10 @@ mod cache;
 pub mod challenge;
 mod check;
 mod claims;
-mod discovery;
+pub(crate) mod discovery;
 pub mod dpop;
 mod error;
-mod fetch;
+pub(crate) mod fetch;
 mod introspection;
 mod introspector;
 mod jwks;
@@ -31,7 +31,7 @@ mod keys;
 mod principal;
 pub(crate) mod strict_json;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod verify;

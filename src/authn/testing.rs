@@ -40,7 +40,7 @@ pub(super) fn sender() -> Sender<'static> {
 }
 
 /// An identity with the default algorithms, whose keys are found by discovery.
-pub(super) fn identity(name: &str, issuer: &str) -> Identity {
+pub(crate) fn identity(name: &str, issuer: &str) -> Identity {
     use jsonwebtoken::Algorithm::{ES256, ES384, EdDSA, PS256, RS256};
     Identity {
         name: name.into(),
@@ -57,7 +57,7 @@ pub(super) fn identity(name: &str, issuer: &str) -> Identity {
 }
 
 /// An identity whose issuer is asked about tokens, at an endpoint found by discovery.
-pub(super) fn asking(name: &str, issuer: &str) -> Identity {
+pub(crate) fn asking(name: &str, issuer: &str) -> Identity {
     Identity {
         keys: KeySource::Introspection(Introspection {
             endpoint: None,
@@ -72,7 +72,7 @@ pub(super) fn asking(name: &str, issuer: &str) -> Identity {
 }
 
 /// An identity with these lines of API keys, in a file that is never there.
-pub(super) fn robots(name: &str, lines: &str) -> Identity {
+pub(crate) fn robots(name: &str, lines: &str) -> Identity {
     Identity {
         keys: KeySource::ApiKeys(ApiKeys {
             file: "/nowhere".into(),
@@ -82,8 +82,8 @@ pub(super) fn robots(name: &str, lines: &str) -> Identity {
     }
 }
 
-pub(super) struct SigningKey {
-    pub(super) kid: String,
+pub(crate) struct SigningKey {
+    pub(crate) kid: String,
     pair: Pair,
 }
 
@@ -103,34 +103,34 @@ impl SigningKey {
         }
     }
 
-    pub(super) fn rsa(kid: &str) -> Self {
+    pub(crate) fn rsa(kid: &str) -> Self {
         Self::new(kid, Pair::Rsa(RsaKeyPair::generate(KeySize::Rsa2048).unwrap()))
     }
 
-    pub(super) fn es256(kid: &str) -> Self {
+    pub(crate) fn es256(kid: &str) -> Self {
         Self::new(
             kid,
             Pair::P256(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap()),
         )
     }
 
-    pub(super) fn es384(kid: &str) -> Self {
+    pub(crate) fn es384(kid: &str) -> Self {
         Self::new(
             kid,
             Pair::P384(EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap()),
         )
     }
 
-    pub(super) fn ed25519(kid: &str) -> Self {
+    pub(crate) fn ed25519(kid: &str) -> Self {
         Self::new(kid, Pair::Ed(Ed25519KeyPair::generate().unwrap()))
     }
 
-    pub(super) fn secret(secret: &[u8]) -> Self {
+    pub(crate) fn secret(secret: &[u8]) -> Self {
         Self::new("secret", Pair::Secret(secret.to_vec()))
     }
 
     /// What the issuer publishes.
-    pub(super) fn jwk(&self) -> Value {
+    pub(crate) fn jwk(&self) -> Value {
         let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
         match &self.pair {
             Pair::Rsa(pair) => {
@@ -154,7 +154,7 @@ impl SigningKey {
     }
 
     /// What an attacker would take for an HMAC secret: the public key as everybody can read it.
-    pub(super) fn public_bytes(&self) -> Vec<u8> {
+    pub(crate) fn public_bytes(&self) -> Vec<u8> {
         match &self.pair {
             Pair::Rsa(pair) => pair.public_key().as_ref().to_vec(),
             _ => self.jwk().to_string().into_bytes(),
@@ -162,7 +162,7 @@ impl SigningKey {
     }
 
     /// The header this key would write.
-    pub(super) fn header(&self) -> Value {
+    pub(crate) fn header(&self) -> Value {
         let alg = match &self.pair {
             Pair::Rsa(_) => "RS256",
             Pair::P256(_) => "ES256",
@@ -173,16 +173,16 @@ impl SigningKey {
         json!({"alg": alg, "kid": self.kid, "typ": "at+jwt"})
     }
 
-    pub(super) fn token(&self, claims: &Value) -> String {
+    pub(crate) fn token(&self, claims: &Value) -> String {
         self.token_with(&self.header(), claims)
     }
 
-    pub(super) fn token_with(&self, header: &Value, claims: &Value) -> String {
+    pub(crate) fn token_with(&self, header: &Value, claims: &Value) -> String {
         self.token_raw(&header.to_string(), &claims.to_string())
     }
 
     /// Signs whatever is written; PS256 when the header says so.
-    pub(super) fn token_raw(&self, header: &str, claims: &str) -> String {
+    pub(crate) fn token_raw(&self, header: &str, claims: &str) -> String {
         let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
         let message = signed.as_bytes();
         let random = SystemRandom::new();
@@ -208,8 +208,8 @@ impl SigningKey {
 }
 
 /// What the issuer answers at a path.
-#[derive(Clone)]
-pub(super) enum Answer {
+#[derive(Clone, Debug)]
+pub(crate) enum Answer {
     Json(String),
     Status(StatusCode),
     Redirect(String),
@@ -220,8 +220,8 @@ pub(super) enum Answer {
 }
 
 /// An issuer on loopback.
-pub(super) struct Issuer {
-    pub(super) url: String,
+pub(crate) struct Issuer {
+    pub(crate) url: String,
     state: Arc<Mutex<State>>,
 }
 
@@ -233,13 +233,13 @@ struct State {
     last: (String, String),
 }
 
-pub(super) const METADATA: &str = "/.well-known/oauth-authorization-server";
-pub(super) const JWKS: &str = "/jwks";
-pub(super) const INTROSPECT: &str = "/introspect";
+pub(crate) const METADATA: &str = "/.well-known/oauth-authorization-server";
+pub(crate) const JWKS: &str = "/jwks";
+pub(crate) const INTROSPECT: &str = "/introspect";
 
 impl Issuer {
     /// Serves metadata and these keys.
-    pub(super) async fn start(keys: &[&SigningKey]) -> Self {
+    pub(crate) async fn start(keys: &[&SigningKey]) -> Self {
         let listener = listen().await;
         let issuer = Self::new(format!("http://{}", listener.local_addr().unwrap()), keys);
         let state = issuer.state.clone();
@@ -252,7 +252,7 @@ impl Issuer {
     }
 
     /// The same over TLS, with the PEM of the authority to trust.
-    pub(super) async fn start_tls(keys: &[&SigningKey]) -> (Self, String) {
+    pub(crate) async fn start_tls(keys: &[&SigningKey]) -> (Self, String) {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
@@ -288,7 +288,7 @@ impl Issuer {
         issuer
     }
 
-    pub(super) fn publish_metadata(&self, issuer: &str) {
+    pub(crate) fn publish_metadata(&self, issuer: &str) {
         let metadata = json!({
             "issuer": issuer,
             "jwks_uri": format!("{}{JWKS}", self.url),
@@ -297,26 +297,26 @@ impl Issuer {
         self.answer(METADATA, Answer::Json(metadata.to_string()));
     }
 
-    pub(super) fn publish(&self, keys: &[&SigningKey]) {
+    pub(crate) fn publish(&self, keys: &[&SigningKey]) {
         let keys: Vec<_> = keys.iter().map(|key| key.jwk()).collect();
         self.answer(JWKS, Answer::Json(json!({ "keys": keys }).to_string()));
     }
 
-    pub(super) fn answer(&self, path: &str, answer: Answer) {
+    pub(crate) fn answer(&self, path: &str, answer: Answer) {
         self.state.lock().unwrap().answers.insert(path.to_owned(), answer);
     }
 
     /// What introspection answers, whatever is asked.
-    pub(super) fn says(&self, answer: &Value) {
+    pub(crate) fn says(&self, answer: &Value) {
         self.answer(INTROSPECT, Answer::Json(answer.to_string()));
     }
 
     /// The last request's `Authorization` and body.
-    pub(super) fn last(&self) -> (String, String) {
+    pub(crate) fn last(&self) -> (String, String) {
         self.state.lock().unwrap().last.clone()
     }
 
-    pub(super) fn hits(&self, path: &str) -> usize {
+    pub(crate) fn hits(&self, path: &str) -> usize {
         self.state.lock().unwrap().hits.get(path).copied().unwrap_or(0)
     }
 }

@@ -5,6 +5,7 @@
 use crate::authn::AuthnError;
 use crate::credential::CredentialError;
 use crate::mcp::{AgreementError, EnvelopeError, Id};
+use crate::metadata::MirrorError;
 use crate::policy::Decision;
 use crate::upstream::UpstreamError;
 
@@ -65,6 +66,10 @@ pub enum Rejection {
     InvalidCursor,
     #[error("a tools/list with this id, or several others, are not answered yet on this stream; wait for them")]
     ListUnderWay,
+
+    // The issuer's.
+    #[error(transparent)]
+    Mirror(#[from] MirrorError),
 
     // The gateway's and the upstream's.
     #[error(transparent)]

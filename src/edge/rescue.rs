@@ -24,6 +24,7 @@ use super::rejection::{Refused, Rejection};
 use crate::authn::{AuthnError, Challenge, Principal, dpop};
 use crate::config::Denials;
 use crate::mcp::{self, Era, Id, Kind, codes};
+use crate::metadata::MirrorError;
 use crate::policy::Decision;
 use crate::reply;
 use crate::route::Route;
@@ -113,7 +114,11 @@ async fn record(audit: &Audit, journey: &Journey, rejection: &Rejection) {
         Rejection::MethodNotAllowed { .. } => "method",
         // Nobody was asked for anything on a route, or the call's own ending has spoken.
         _ => {
-            if !matches!(rejection, Rejection::NotFound | Rejection::Misdirected) {
+            // A mirror says once an attempt what is wrong, not once a stranger's request.
+            if !matches!(
+                rejection,
+                Rejection::NotFound | Rejection::Misdirected | Rejection::Mirror(_)
+            ) {
                 tracing::warn!(request_id = journey.request_id.as_str(), error = %rejection, "request failed");
             }
             return;
@@ -209,6 +214,12 @@ fn failure(rejection: &Rejection, journey: &Journey) -> Failure {
             retry_after: Some(1),
             ..plain(S::TOO_MANY_REQUESTS, codes::RATE_LIMITED)
         },
+        Rejection::Mirror(MirrorError::Absent) => plain(S::NOT_FOUND, 40_400),
+        Rejection::Mirror(MirrorError::Unavailable) => Failure {
+            retry_after: Some(10),
+            ..plain(S::SERVICE_UNAVAILABLE, codes::UNAVAILABLE)
+        },
+        Rejection::Mirror(MirrorError::Unusable) => plain(S::BAD_GATEWAY, codes::BAD_GATEWAY),
         Rejection::Credential(_) | Rejection::CredentialRefused => plain(S::BAD_GATEWAY, codes::CREDENTIAL),
         Rejection::Upstream(UpstreamError::UnknownEndpoint) => plain(S::NOT_FOUND, 40_400),
         Rejection::Upstream(UpstreamError::Unavailable { .. } | UpstreamError::NoneHealthy) => Failure {

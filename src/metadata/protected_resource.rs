@@ -82,7 +82,8 @@ pub fn resource_metadata_url(public_url: &str, path: &str) -> String {
     resource_url(public_url, &well_known_path(path))
 }
 
-fn distinct(items: &[String]) -> Vec<&str> {
+/// The items that say something, once each.
+pub(super) fn distinct(items: &[String]) -> Vec<&str> {
     let mut distinct: Vec<&str> = Vec::with_capacity(items.len());
     for item in items {
         if !item.is_empty() && !distinct.contains(&item.as_str()) {

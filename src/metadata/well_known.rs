@@ -1,7 +1,8 @@
 //! Answers the documents' paths, and lets everything else pass.
 //!
 //! The path must be exactly a document's (one trailing slash is forgiven, as it is on routes): a path under
-//! `/.well-known/` that is nobody's goes on, and ends as any unknown path does.
+//! `/.well-known/` that is nobody's goes on, and ends as any unknown path does. A request for a mirrored document may
+//! wait for the issuer; no other request does.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +15,10 @@ use http::header::{
 use http::{HeaderValue, Method, Response, StatusCode};
 use tower::Layer;
 
-use super::protected_resource::{ProtectedResource, well_known_path};
+use super::mirror::{Mirror, Mirrors};
+use super::protected_resource::{ProtectedResource, distinct, well_known_path};
+use crate::authn::discovery::Form;
+use crate::edge::rejection::Rejection;
 use crate::edge::{Arrival, Body, Stage, empty, full};
 
 /// Long enough to spare a round trip, short enough that a reload is seen.
@@ -22,47 +26,97 @@ const MAX_AGE: &str = "public, max-age=300";
 
 const METHODS: &str = "GET, HEAD, OPTIONS";
 
-/// The documents by path, made once.
-#[derive(Debug, Default)]
+const ANYONE: &str = "*";
+
+const MIRRORED: [(&str, Form); 2] = [
+    ("/.well-known/oauth-authorization-server", Form::OAuth),
+    ("/.well-known/openid-configuration", Form::OpenId),
+];
+
+/// The documents by path.
+#[derive(Default)]
 pub struct WellKnown {
-    documents: HashMap<String, Bytes>,
+    documents: HashMap<String, Document>,
+}
+
+enum Document {
+    /// Made once.
+    Ours(Bytes),
+    Mirrored(Arc<Mirror>, Form),
+    /// Clients look for one here, and no single issuer's would be right.
+    Nobodys,
 }
 
 impl WellKnown {
-    /// The documents of these routes; routes without an issuer have none.
-    pub fn new<'a>(routes: impl IntoIterator<Item = ProtectedResource<'a>>) -> Self {
+    /// The documents of these routes, and their issuers'; routes without an issuer have none.
+    pub fn new<'a>(routes: impl IntoIterator<Item = ProtectedResource<'a>>, mirrors: &Mirrors) -> Self {
+        let mut known = Self::default();
         let mut only = None;
         let mut count = 0;
-        let mut documents = HashMap::new();
-        for route in routes {
+        let mut issuers = Vec::new();
+        let routes: Vec<_> = routes.into_iter().collect();
+        for route in &routes {
             count += 1;
+            issuers.extend_from_slice(route.issuers);
             if let Some(document) = route.document() {
                 only = Some(document.clone());
-                documents.insert(well_known_path(route.path), document);
+                known
+                    .documents
+                    .insert(well_known_path(route.path), Document::Ours(document));
             }
         }
         if let (1, Some(document)) = (count, only) {
-            documents.insert(well_known_path("/"), document);
+            known.documents.insert(well_known_path("/"), Document::Ours(document));
         }
-        Self { documents }
+        known.mirror("/", &issuers, mirrors);
+        // After the root: there a route's own issuer counts for more than those of the others.
+        for route in &routes {
+            known.mirror(route.path, route.issuers, mirrors);
+        }
+        known
     }
 
-    fn at(&self, path: &str) -> Option<&Bytes> {
+    fn mirror(&mut self, path: &str, issuers: &[String], mirrors: &Mirrors) {
+        let mirror = match distinct(issuers)[..] {
+            [issuer] => mirrors.of(issuer),
+            _ => None,
+        };
+        for (prefix, form) in MIRRORED {
+            let document = match mirror {
+                Some(mirror) => Document::Mirrored(mirror.clone(), form),
+                None => Document::Nobodys,
+            };
+            self.documents
+                .insert(format!("{prefix}{}", path.trim_end_matches('/')), document);
+        }
+    }
+
+    fn at(&self, path: &str) -> Option<&Document> {
         self.documents.get(path.strip_suffix('/').unwrap_or(path))
     }
+}
 
-    fn answer(&self, method: &Method, path: &str) -> Option<Response<Body>> {
-        let document = self.at(path)?;
+impl Document {
+    async fn bytes(&self) -> Result<Bytes, Rejection> {
+        match self {
+            Self::Ours(document) => Ok(document.clone()),
+            Self::Mirrored(mirror, form) => Ok(mirror.document(*form).await?),
+            Self::Nobodys => Err(Rejection::NotFound),
+        }
+    }
+
+    async fn answer(&self, method: &Method) -> Result<Response<Body>, Rejection> {
         let mut response = Response::new(empty());
         let mut put = |name, value| response.headers_mut().insert(name, HeaderValue::from_static(value));
-        put(ACCESS_CONTROL_ALLOW_ORIGIN, "*");
+        put(ACCESS_CONTROL_ALLOW_ORIGIN, ANYONE);
         match *method {
             Method::GET | Method::HEAD => {
                 put(CONTENT_TYPE, "application/json");
                 put(CACHE_CONTROL, MAX_AGE);
+                let document = self.bytes().await?;
                 response.headers_mut().insert(CONTENT_LENGTH, document.len().into());
                 if *method == Method::GET {
-                    *response.body_mut() = full(document.clone());
+                    *response.body_mut() = full(document);
                 }
             }
             Method::OPTIONS => {
@@ -78,12 +132,12 @@ impl WellKnown {
                 *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
             }
         }
-        Some(response)
+        Ok(response)
     }
 }
 
 /// Puts the documents in front of a service.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct WellKnownLayer {
     documents: Arc<WellKnown>,
 }
@@ -106,7 +160,6 @@ impl<S> Layer<S> for WellKnownLayer {
 }
 
 /// The stage of [`WellKnownLayer`].
-#[derive(Debug)]
 pub struct WellKnownService<S> {
     documents: Arc<WellKnown>,
     inner: S,
@@ -114,24 +167,28 @@ pub struct WellKnownService<S> {
 
 impl<S, B> Stage<Arrival<B>> for WellKnownService<S>
 where
-    S: Stage<Arrival<B>>,
+    S: Stage<Arrival<B>, Error = Rejection>,
     B: Send + 'static,
 {
-    type Error = S::Error;
+    type Error = Rejection;
 
-    async fn serve(&self, arrival: Arrival<B>) -> Result<Response<Body>, S::Error> {
-        let request = &arrival.request;
-        match self.documents.answer(request.method(), request.uri().path()) {
-            Some(response) => Ok(response),
-            None => self.inner.serve(arrival).await,
+    async fn serve(&self, arrival: Arrival<B>) -> Result<Response<Body>, Rejection> {
+        let Some(document) = self.documents.at(arrival.request.uri().path()) else {
+            return self.inner.serve(arrival).await;
+        };
+        let method = arrival.request.method().clone();
+        let Arrival { journey, .. } = arrival;
+        let answer = document.answer(&method).await;
+        if answer.is_err() {
+            // Pages must be able to read that there is no document, too.
+            let _ = journey.origin.set(HeaderValue::from_static(ANYONE));
         }
+        answer
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
     use http::Request;
     use http_body_util::BodyExt;
 
@@ -143,9 +200,9 @@ mod tests {
     struct Beyond;
 
     impl Stage<Arrival<()>> for Beyond {
-        type Error = Infallible;
+        type Error = Rejection;
 
-        async fn serve(&self, _: Arrival<()>) -> Result<Response<Body>, Infallible> {
+        async fn serve(&self, _: Arrival<()>) -> Result<Response<Body>, Rejection> {
             let mut response = Response::new(empty());
             *response.status_mut() = StatusCode::IM_A_TEAPOT;
             Ok(response)
@@ -181,9 +238,9 @@ mod tests {
             journey: Journey::begin(connection),
             request: Request::builder().method(method).uri(path).body(()).unwrap(),
         };
-        let stage = WellKnownLayer::new(Arc::new(WellKnown::new(routes))).layer(Beyond);
-        let Ok(response) = stage.serve(arrival).await;
-        response
+        let documents = WellKnown::new(routes, &Mirrors::default());
+        let stage = WellKnownLayer::new(Arc::new(documents)).layer(Beyond);
+        stage.serve(arrival).await.expect("no document here can fail")
     }
 
     #[tokio::test]

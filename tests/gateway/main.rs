@@ -7,6 +7,7 @@ mod commands;
 mod demo;
 mod gate;
 mod interop;
+mod mirror;
 mod refusals;
 mod regressions;
 mod reload;
