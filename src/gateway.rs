@@ -17,6 +17,7 @@ use crate::authn::Authenticator;
 use crate::clock::{Clock, UnixSeconds};
 use crate::config::Config;
 use crate::generation::{Entrance, Generation, Lasting};
+use crate::limit::Limits;
 use crate::listener::{Listener, Tls};
 use crate::rights::Rights;
 use crate::route::Route;
@@ -74,7 +75,7 @@ impl Gateway {
         let metrics = Metrics::new();
         let audit = Audit::start(&config.telemetry.audit, metrics.clone())
             .map_err(|error| StartError::at("telemetry.audit", error))?;
-        let listener = Listener::bind(&config.listen)
+        let listener = Listener::bind(&config.listen, metrics.clone())
             .await
             .map_err(|error| StartError::at("listen", error))?;
         let address = listener.local_addr();
@@ -84,6 +85,7 @@ impl Gateway {
             audit,
             streams: Arc::new(Streams::default()),
             rights: Arc::new(Rights::default()),
+            limits: Arc::new(Limits::default()),
             sealer: OnceLock::new(),
             clock,
             address,
@@ -237,6 +239,7 @@ fn needs_restart(old: &Config, new: &Config) -> Option<&'static str> {
         let limits = &config.listen.limits;
         (
             limits.connections,
+            limits.connections_per_address,
             limits.handshake_timeout,
             limits.header_timeout,
             limits.headers,

@@ -26,6 +26,7 @@ use crate::credential::CredentialSource;
 use crate::edge::Body;
 use crate::edge::access::Front;
 use crate::gateway::StartError;
+use crate::limit::Limits;
 use crate::listener::Incoming;
 use crate::metadata::{self, Mirrors, ProtectedResource, WellKnown, WellKnownLayer};
 use crate::rights::Rights;
@@ -44,6 +45,7 @@ pub struct Lasting {
     pub audit: Audit,
     pub streams: Arc<Streams>,
     pub rights: Arc<Rights>,
+    pub limits: Arc<Limits>,
     /// The key in `state.directory`, or in memory where that can't be written: read once, for while no `seal_keys` are
     /// configured every generation must open what the others sealed.
     pub sealer: OnceLock<Arc<Sealer>>,
@@ -77,6 +79,7 @@ impl Generation {
             audit,
             streams,
             rights,
+            limits,
             sealer,
             clock,
             address,
@@ -100,7 +103,7 @@ impl Generation {
             authenticator.inherit(&before.authenticator);
             mirrors.inherit(&before.mirrors);
         }
-        let routes = routes(config, &url, metrics, clock)?;
+        let routes = routes(config, &url, metrics, limits, clock)?;
         let front = stack(Parts {
             metrics: metrics.clone(),
             audit: audit.clone(),
@@ -119,7 +122,8 @@ impl Generation {
             streams: streams.clone(),
             rights: rights.clone(),
             clock: clock.clone(),
-            body_timeout: config.listen.limits.body_timeout,
+            limits: limits.clone(),
+            listen_limits: config.listen.limits.clone(),
             closing: closing.clone(),
         });
         let mut background = JoinSet::new();
@@ -189,7 +193,13 @@ fn sealer(config: &Config, own: &OnceLock<Arc<Sealer>>) -> Result<Arc<Sealer>, S
     Ok(own.get_or_init(|| Arc::new(sealer)).clone())
 }
 
-fn routes(config: &Config, url: &str, metrics: &Arc<Metrics>, clock: &Clock) -> Result<Vec<Arc<Route>>, StartError> {
+fn routes(
+    config: &Config,
+    url: &str,
+    metrics: &Arc<Metrics>,
+    limits: &Limits,
+    clock: &Clock,
+) -> Result<Vec<Arc<Route>>, StartError> {
     config
         .routes
         .iter()
@@ -214,6 +224,7 @@ fn routes(config: &Config, url: &str, metrics: &Arc<Metrics>, clock: &Clock) -> 
                 resource,
                 upstream,
                 credential,
+                limits: limits.route(&route.name, route.limits),
                 metrics: counters,
                 config: route.clone(),
             }))

@@ -14,6 +14,7 @@
 //! | bearer to principal | [`authn`] | who is calling, or a 401 with a challenge |
 //! | body to call | [`call`], [`mcp`] | what is asked: JSON-RPC envelope, era, header agreement |
 //! | session | [`session`] | whether the sealed session is this principal's |
+//! | rate and concurrency | [`limit`] | whether this caller has more of the gate than their share |
 //! | principal × route × call | [`policy`] | a [`policy::Permit`], or a refusal; nothing below runs without one |
 //! | permit to credential | [`credential`] | the one credential that leaves |
 //! | balance, dial, send | [`upstream`] | which server answers |
@@ -32,6 +33,7 @@ pub mod credential;
 pub mod edge;
 pub mod gateway;
 pub mod generation;
+pub mod limit;
 pub mod listener;
 pub mod mcp;
 pub mod metadata;

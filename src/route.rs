@@ -12,6 +12,7 @@ use crate::authn::RouteAuth;
 use crate::config;
 use crate::credential::CredentialSource;
 use crate::edge::{Arrival, Check, Journey, Rejection};
+use crate::limit::RouteLimits;
 use crate::telemetry::RouteMetrics;
 use crate::upstream::Upstream;
 
@@ -27,6 +28,7 @@ pub struct Route {
     pub challenge_scopes: Vec<String>,
     pub upstream: Arc<Upstream>,
     pub credential: CredentialSource,
+    pub limits: Arc<RouteLimits>,
     pub metrics: Arc<RouteMetrics>,
 }
 

@@ -1,7 +1,6 @@
 //! The layers of a request, in the order it meets them. Nothing else stacks layers.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
@@ -9,13 +8,14 @@ use tower::ServiceBuilder;
 use crate::authn::{Authenticator, AuthnCheck};
 use crate::call::Intake;
 use crate::clock::Clock;
-use crate::config::Network;
+use crate::config::{ListenLimits, Network};
 use crate::credential::CredentialCheck;
 use crate::edge::CheckLayer;
 use crate::edge::access::{AccessLayer, Front};
 use crate::edge::forwarded::ForwardedCheck;
 use crate::edge::guard::{HostCheck, OriginLayer};
 use crate::edge::rescue::RescueLayer;
+use crate::limit::{LimitCheck, Limits, OverloadLayer};
 use crate::metadata::WellKnownLayer;
 use crate::policy::PolicyCheck;
 use crate::reply::{AuditCheck, Forward, Shared};
@@ -40,7 +40,8 @@ pub struct Parts {
     pub streams: Arc<Streams>,
     pub rights: Arc<Rights>,
     pub clock: Clock,
-    pub body_timeout: Duration,
+    pub limits: Arc<Limits>,
+    pub listen_limits: ListenLimits,
     /// Told to stop: standing streams end, calls finish.
     pub closing: CancellationToken,
 }
@@ -60,14 +61,21 @@ pub fn stack(parts: Parts) -> Arc<dyn Front> {
         streams,
         rights,
         clock,
-        body_timeout,
+        limits,
+        listen_limits,
         closing,
     } = parts;
     let front = ServiceBuilder::new()
         // Outermost, so that whatever happens has a request id, a line in the log and a count.
-        .layer(AccessLayer::new(metrics))
+        .layer(AccessLayer::new(metrics.clone()))
         // Every failure below ends here; above it there are only responses.
         .layer(RescueLayer::new(audit.clone()))
+        // What is too much is refused before anything is spent on it.
+        .layer(OverloadLayer::new(
+            metrics,
+            limits.on_their_way.clone(),
+            listen_limits.requests,
+        ))
         // Whom the proxies before us speak for, so that everything below knows the client and not the last hop.
         .layer(CheckLayer::new(ForwardedCheck::new(trusted_proxies)))
         // A request for somebody else's host is not ours to answer, not even with public documents.
@@ -86,9 +94,17 @@ pub fn stack(parts: Parts) -> Arc<dyn Front> {
             clock: clock.clone(),
         }))
         // The message is read once, bounded and strictly.
-        .layer(CheckLayer::new(Intake { body_timeout }))
+        .layer(CheckLayer::new(Intake {
+            body_timeout: listen_limits.body_timeout,
+        }))
         // A session is only as good as the principal it was sealed for.
         .layer(CheckLayer::new(SessionCheck { sealer: sealer.clone() }))
+        // After the envelope, so that a refusal carries the request's id.
+        .layer(CheckLayer::new(LimitCheck {
+            limits,
+            streams: listen_limits.streams,
+            streams_per_principal: listen_limits.streams_per_principal,
+        }))
         // Makes the permit that everything below demands.
         .layer(CheckLayer::new(PolicyCheck { clock: clock.clone() }))
         // A decision that can't be audited isn't carried out.

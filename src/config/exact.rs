@@ -238,8 +238,8 @@ fn diagnostics_are_these() {
             "p.yaml:2:84: routes.r.tools.on_excess: \"search\" does not fit; use one of trim, refuse",
         ),
         (
-            "routes:\n  r: {path: /m, anonymous: true, upstream: 'http://h/', limits: {rate: 50/s}}",
-            "p.yaml:2:66: routes.r.limits.rate: unknown key \"rate\"; known here: body",
+            "routes:\n  r: {path: /m, anonymous: true, upstream: 'http://h/', limits: {quota: 50}}",
+            "p.yaml:2:66: routes.r.limits.quota: unknown key \"quota\"; known here: body, rate, burst, concurrency",
         ),
         (
             "routes:\n  r:\n    path: /m\n    path: /n\n    anonymous: true\n    upstream: http://h/",

@@ -238,27 +238,51 @@ fn listen(section: &Section<'_>, directory: &Path) -> Option<Listen> {
         );
     }
     let defaults = ListenLimits::default();
-    let limits = section.section("limits", "Bounds on connections.", |limits| ListenLimits {
-        connections: limits
+    let limits = section.section("limits", "Bounds on connections, requests and streams.", |limits| {
+        let connections = limits
             .count("connections", "Open connections; default 10000.")
-            .unwrap_or(defaults.connections),
-        handshake_timeout: limits
-            .duration("handshake_timeout", "For a TLS handshake; default 10s.", false)
-            .unwrap_or(defaults.handshake_timeout),
-        header_timeout: limits
-            .duration("header_timeout", "For a request's headers; default 10s.", false)
-            .unwrap_or(defaults.header_timeout),
-        body_timeout: limits
-            .duration("body_timeout", "For a request's body; default 30s.", false)
-            .unwrap_or(defaults.body_timeout),
-        headers: limits
-            .size("headers", "Bytes of a request's headers, at least 8KiB; default 64KiB.")
-            .inspect(|size| {
-                if *size < MIN_HEADERS {
-                    limits.error_at("headers", "no browser's headers fit in this", "give at least 8KiB");
-                }
-            })
-            .unwrap_or(defaults.headers),
+            .unwrap_or(defaults.connections);
+        let streams = limits
+            .count("streams", "Standing streams over all routes; default 10000.")
+            .unwrap_or(defaults.streams);
+        let share = |key, about: &str, all: usize| limits.count(key, about).unwrap_or(all.div_ceil(4));
+        ListenLimits {
+            connections,
+            connections_per_address: share(
+                "connections_per_address",
+                "Open connections of one client address, of IPv6 one /64; default a quarter of connections.",
+                connections,
+            ),
+            requests: limits
+                .count(
+                    "requests",
+                    "Requests at once, from arrival to the head of the answer; beyond it 503; default 10000.",
+                )
+                .unwrap_or(defaults.requests),
+            streams,
+            streams_per_principal: share(
+                "streams_per_principal",
+                "Standing streams of one caller; default a quarter of streams.",
+                streams,
+            ),
+            handshake_timeout: limits
+                .duration("handshake_timeout", "For a TLS handshake; default 10s.", false)
+                .unwrap_or(defaults.handshake_timeout),
+            header_timeout: limits
+                .duration("header_timeout", "For a request's headers; default 10s.", false)
+                .unwrap_or(defaults.header_timeout),
+            body_timeout: limits
+                .duration("body_timeout", "For a request's body; default 30s.", false)
+                .unwrap_or(defaults.body_timeout),
+            headers: limits
+                .size("headers", "Bytes of a request's headers, at least 8KiB; default 64KiB.")
+                .inspect(|size| {
+                    if *size < MIN_HEADERS {
+                        limits.error_at("headers", "no browser's headers fit in this", "give at least 8KiB");
+                    }
+                })
+                .unwrap_or(defaults.headers),
+        }
     });
     let allowed_hosts = section.parsed_list("allowed_hosts", "Host names served besides public_url's.", host_name);
     let allowed_origins = section.parsed_list("allowed_origins", "Browser origins that may call.", origin);

@@ -25,6 +25,7 @@ pub use network::Network;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,6 +78,13 @@ pub struct ServerTls {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenLimits {
     pub connections: usize,
+    /// Connections of one client address (of IPv6 one /64).
+    pub connections_per_address: usize,
+    /// Requests on their way at once, from their arrival to the head of their answer.
+    pub requests: usize,
+    /// Standing streams, over all routes.
+    pub streams: usize,
+    pub streams_per_principal: usize,
     pub handshake_timeout: Duration,
     pub header_timeout: Duration,
     /// For the whole request body.
@@ -89,6 +97,10 @@ impl Default for ListenLimits {
     fn default() -> Self {
         Self {
             connections: 10_000,
+            connections_per_address: 2_500,
+            requests: 10_000,
+            streams: 10_000,
+            streams_per_principal: 2_500,
             handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
@@ -259,9 +271,29 @@ pub struct Route {
     pub policy: RoutePolicy,
     /// Bytes of a request body.
     pub body_limit: usize,
+    pub limits: CallerLimits,
     pub denials: Denials,
     /// HTTP+SSE messages may come without their bearer (r04).
     pub bearerless_messages: bool,
+}
+
+/// What each principal may have of a route; nothing configured is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallerLimits {
+    pub rate: Option<Rate>,
+    /// Calls in flight.
+    pub concurrency: Option<usize>,
+}
+
+/// So many messages in a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// At most a million.
+    pub count: NonZeroU32,
+    /// A second or a minute.
+    pub per: Duration,
+    /// Messages at once, after a pause.
+    pub burst: NonZeroU32,
 }
 
 /// The servers behind a route.

@@ -1,13 +1,14 @@
 //! The section `routes`: endpoints and their policy.
 
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::identities::locate;
 use super::raw::{At, Quote, Section};
 use super::upstreams::{credential_section, upstream_defaults, upstream_section};
-use super::values::{route_path, scope, upstream_url, values};
-use super::{Credential, Denials, Identity, KeySource, Place, Route};
+use super::values::{rate, route_path, scope, upstream_url, values};
+use super::{CallerLimits, Credential, Denials, Identity, KeySource, Place, Rate, Route};
 use crate::policy::{Budget, OnExcess, PathStep, PolicySource, Roles, RoutePolicy, RuleSource, SourceError};
 
 pub(super) fn routes(
@@ -133,11 +134,10 @@ fn route(
             Some(Credential::None)
         });
     let policy = policy(section, roles);
-    let body_limit = section
-        .section("limits", "Bounds on requests.", |limits| {
-            limits.size("body", "Bytes of a request's body; default 4MiB.")
-        })
-        .unwrap_or(4 * 1024 * 1024);
+    let (body_limit, limits) = section.section("limits", "Bounds on requests.", |limits| {
+        let body = limits.size("body", "Bytes of a request's body; default 4MiB.");
+        (body.unwrap_or(4 * 1024 * 1024), caller_limits(limits))
+    });
     let denials = section
         .choice(
             "denials",
@@ -189,9 +189,36 @@ fn route(
         credential: credential?,
         policy: policy?,
         body_limit,
+        limits,
         denials,
         bearerless_messages,
     })
+}
+
+/// What each principal may have.
+fn caller_limits(limits: &Section<'_>) -> CallerLimits {
+    let rate = limits.parsed(
+        "rate",
+        "Messages of one caller, such as 50/s or 600/m; no limit when absent.",
+        rate,
+    );
+    let burst = limits.count(
+        "burst",
+        "Messages of one caller at once, after a pause; default the number in rate.",
+    );
+    if burst.is_some() && !limits.has("rate") {
+        limits.error_at("burst", "burst says nothing without rate", "set rate, or drop it");
+    }
+    let concurrency = limits.count("concurrency", "Calls of one caller in flight; no limit when absent.");
+    CallerLimits {
+        rate: rate.map(|at| Rate {
+            burst: burst
+                .and_then(|burst| NonZeroU32::new(burst.try_into().ok()?))
+                .unwrap_or(at.value.burst),
+            ..at.value
+        }),
+        concurrency,
+    }
 }
 
 fn policy(section: &Section<'_>, roles: Option<&Arc<Roles>>) -> Option<RoutePolicy> {

@@ -249,6 +249,26 @@ fn bad_sections_are_refused() {
             "listen.limits.headers",
             "at least 8KiB",
         ),
+        (
+            "listen: {limits: {connections_per_address: 0}}",
+            "listen.limits.connections_per_address",
+            "whole number",
+        ),
+        (
+            "listen: {limits: {requests: 0}}",
+            "listen.limits.requests",
+            "whole number",
+        ),
+        (
+            "listen: {limits: {streams: -1}}",
+            "listen.limits.streams",
+            "whole number",
+        ),
+        (
+            "listen: {limits: {streams_per_principal: 0}}",
+            "listen.limits.streams_per_principal",
+            "whole number",
+        ),
         ("listen: {limits: {headers: 2GiB}}", "listen.limits.headers", "64KiB"),
         (
             "listen: {allowed_hosts: ['h:80']}",
@@ -389,6 +409,30 @@ fn bad_routes_are_refused() {
         ("path: /m, anonymous: 'yes'", "routes.r.anonymous", "true or false"),
         ("path: /m, scopes: ['a b']", "routes.r.scopes[0]", "no spaces"),
         ("path: /m, limits: {body: 0}", "routes.r.limits.body", "64KiB"),
+        ("path: /m, limits: {rate: 50}", "routes.r.limits.rate", "50/s or 600/m"),
+        ("path: /m, limits: {rate: 0/s}", "routes.r.limits.rate", "50/s or 600/m"),
+        (
+            "path: /m, limits: {rate: +5/s}",
+            "routes.r.limits.rate",
+            "50/s or 600/m",
+        ),
+        ("path: /m, limits: {rate: 5/h}", "routes.r.limits.rate", "50/s or 600/m"),
+        (
+            "path: /m, limits: {rate: 1000001/s}",
+            "routes.r.limits.rate",
+            "at most 1000000",
+        ),
+        ("path: /m, limits: {burst: 5}", "routes.r.limits.burst", "without rate"),
+        (
+            "path: /m, limits: {rate: 5/s, burst: 0}",
+            "routes.r.limits.burst",
+            "whole number",
+        ),
+        (
+            "path: /m, limits: {concurrency: 0}",
+            "routes.r.limits.concurrency",
+            "whole number",
+        ),
         ("path: /m, denials: loud", "routes.r.denials", "auto, status, in_band"),
         ("path: /m, credential: token", "routes.r.credential", "use none"),
         ("path: /m, credential: ", "routes.r.credential", "no value"),
@@ -578,7 +622,6 @@ fn keys_of_parts_that_are_not_built_are_unknown() {
     let top = ["database", "plaintext"];
     let listen = ["proxy_protocol"];
     let route = ["host", "servers", "rate", "concurrency"];
-    let limits = ["rate", "burst", "concurrency"];
     let upstream = ["breaker", "command"];
     let identity = ["client_certificates"];
     let credential = ["connection", "passthrough", "client_credentials", "assertion"];
@@ -596,7 +639,6 @@ fn keys_of_parts_that_are_not_built_are_unknown() {
         &format!("identity: {{i: {{issuer: 'https://h', KEY: x}}}}\n{ROUTES}"),
     );
     add(&route, &whole("upstream: 'http://h/', KEY: x"));
-    add(&limits, &whole("upstream: 'http://h/', limits: {KEY: x}"));
     add(&upstream, &whole("upstream: {urls: 'http://h/', KEY: x}"));
     add(&credential, &whole("upstream: 'http://h/', credential: {KEY: x}"));
     for (key, file) in files {

@@ -1,15 +1,21 @@
 //! Single values: what each text must look like, and what to write instead.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http::header::HeaderName;
 use jsonwebtoken::Algorithm;
 use url::{Host, Url};
 
+use super::Rate;
 use super::raw::{At, Section};
 use super::tree::{Node, Value};
 use crate::secret::Secret;
+
+/// A bucket of one fills in a microsecond: more often than this nobody calls.
+const MAX_RATE: u32 = 1_000_000;
 
 pub(super) fn values<T>(list: Vec<At<T>>) -> Vec<T> {
     list.into_iter().map(|at| at.value).collect()
@@ -126,6 +132,28 @@ pub(super) fn route_path(text: &str) -> Result<String, String> {
         return Err("/.well-known/ is where clients look for metadata; use another path".to_owned());
     }
     Ok(text.to_owned())
+}
+
+/// A number of messages in a second or a minute, all of which may come at once.
+pub(super) fn rate(text: &str) -> Result<Rate, String> {
+    let parsed = text.split_once('/').and_then(|(count, per)| {
+        let per = match per {
+            "s" => Duration::from_secs(1),
+            "m" => Duration::from_secs(60),
+            _ => return None,
+        };
+        let digits = count.bytes().all(|byte| byte.is_ascii_digit());
+        let count = count
+            .parse()
+            .ok()
+            .filter(|count: &NonZeroU32| digits && count.get() <= MAX_RATE)?;
+        Some(Rate {
+            count,
+            per,
+            burst: count,
+        })
+    });
+    parsed.ok_or_else(|| "use a rate such as 50/s or 600/m, at most 1000000".to_owned())
 }
 
 pub(super) fn host_name(text: &str) -> Result<String, String> {

@@ -11,6 +11,7 @@ use super::body::Body;
 use super::check::{Arrival, Stage};
 use super::drain::RequestBody;
 use super::journey::Journey;
+use crate::limit;
 use crate::listener::Incoming;
 use crate::telemetry::Metrics;
 
@@ -94,6 +95,9 @@ impl<S: Stage<Arrival<RequestBody>, Error = Infallible>> Inner<S> {
             route = route.map(|route| route.name()),
             elapsed_us = u64::try_from(journey.started.elapsed().as_micros()).unwrap_or(u64::MAX),
         );
+        if journey.held.get().is_some() {
+            return response.map(|body| limit::keep(body, journey));
+        }
         response
     }
 }

@@ -13,6 +13,7 @@ use http::header::HeaderValue;
 
 use super::forwarded::Origin;
 use crate::authn::Principal;
+use crate::limit::Held;
 use crate::listener::ConnectionInfo;
 use crate::mcp::{Era, Id, Message};
 use crate::route::Route;
@@ -33,6 +34,8 @@ pub struct Journey {
     pub route: OnceLock<Arc<Route>>,
     pub principal: OnceLock<Arc<Principal>>,
     pub call: OnceLock<CallNotes>,
+    /// Given back with the journey.
+    pub held: OnceLock<Held>,
 }
 
 /// What the envelope said.
@@ -58,6 +61,7 @@ impl Journey {
             route: OnceLock::new(),
             principal: OnceLock::new(),
             call: OnceLock::new(),
+            held: OnceLock::new(),
         })
     }
 

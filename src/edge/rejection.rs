@@ -4,6 +4,7 @@
 
 use crate::authn::AuthnError;
 use crate::credential::CredentialError;
+use crate::limit::Limited;
 use crate::mcp::{AgreementError, EnvelopeError, Id};
 use crate::metadata::MirrorError;
 use crate::policy::Decision;
@@ -54,6 +55,12 @@ pub enum Rejection {
     UnknownSession,
     #[error("this stream belongs to somebody else")]
     ForeignSession,
+
+    // The client's, or everybody's: too much.
+    #[error(transparent)]
+    Limited(#[from] Limited),
+    #[error("the gateway has more requests than it can answer in time; try again in a second")]
+    Overloaded,
 
     // Policy's.
     #[error("{}", .0.message())]

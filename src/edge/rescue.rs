@@ -112,6 +112,9 @@ async fn record(audit: &Audit, journey: &Journey, rejection: &Rejection) {
         Rejection::BodyTimeout | Rejection::BodyBroken => "body",
         Rejection::UnsupportedMediaType => "media_type",
         Rejection::MethodNotAllowed { .. } => "method",
+        Rejection::Limited(limited) => limited.limit.label(),
+        // Counted; a line each would be the next load.
+        Rejection::Overloaded => return,
         // Nobody was asked for anything on a route, or the call's own ending has spoken.
         _ => {
             // A mirror says once an attempt what is wrong, not once a stranger's request.
@@ -210,6 +213,14 @@ fn failure(rejection: &Rejection, journey: &Journey) -> Failure {
         Rejection::Forbidden(refused) => forbidden(rejection, refused, journey),
         Rejection::OverBudget { .. } => plain(S::FORBIDDEN, codes::FORBIDDEN),
         Rejection::InvalidCursor => plain(S::BAD_REQUEST, codes::INVALID_PARAMS),
+        Rejection::Limited(limited) => Failure {
+            retry_after: Some(limited.retry_after),
+            ..plain(S::TOO_MANY_REQUESTS, codes::RATE_LIMITED)
+        },
+        Rejection::Overloaded => Failure {
+            retry_after: Some(1),
+            ..plain(S::SERVICE_UNAVAILABLE, codes::UNAVAILABLE)
+        },
         Rejection::ListUnderWay => Failure {
             retry_after: Some(1),
             ..plain(S::TOO_MANY_REQUESTS, codes::RATE_LIMITED)

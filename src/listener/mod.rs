@@ -2,10 +2,12 @@
 //!
 //! 1. At most `limits.connections` are open; beyond that nobody is accepted until one closes, so that the kernel's
 //!    queue, not our memory, holds the rest.
-//! 2. A handshake and a request's headers have a time and a size; an HTTP/2 peer has bounds on streams, resets and
+//! 2. One address has at most `limits.connections_per_address` of them; more are closed at once, unread, so that nobody
+//!    alone can take all places. Trusted proxies, who bring everybody's, are exempt.
+//! 3. A handshake and a request's headers have a time and a size; an HTTP/2 peer has bounds on streams, resets and
 //!    header lists.
-//! 3. A peer that takes nothing of what is written to it for a minute is cut off.
-//! 4. Told to stop, it accepts nobody, lets calls finish for a grace period and then closes.
+//! 4. A peer that takes nothing of what is written to it for a minute is cut off.
+//! 5. Told to stop, it accepts nobody, lets calls finish for a grace period and then closes.
 
 mod begun;
 mod stall;
@@ -36,8 +38,10 @@ use tower::{Service, ServiceExt};
 
 pub use tls::Tls;
 
-use crate::config::{self, ListenLimits};
+use crate::config::{self, ListenLimits, Network};
 use crate::edge::Body;
+use crate::limit::{Shares, Who};
+use crate::telemetry::Metrics;
 
 /// What is held of a reply whose client reads slowly, a stream; 250 of them make 16 MiB a connection.
 const SEND_BUFFER: usize = 64 * 1024;
@@ -91,6 +95,9 @@ pub struct Listener {
     address: SocketAddr,
     tls: Option<Tls>,
     limits: ListenLimits,
+    /// As they were at the start: a reload changes who is believed, but not who may have many connections.
+    trusted: Vec<Network>,
+    metrics: Arc<Metrics>,
 }
 
 impl Listener {
@@ -98,7 +105,7 @@ impl Listener {
     ///
     /// # Errors
     /// When the address is taken or the certificate can't be used.
-    pub async fn bind(config: &config::Listen) -> Result<Self, BindError> {
+    pub async fn bind(config: &config::Listen, metrics: Arc<Metrics>) -> Result<Self, BindError> {
         let tls = config.tls.as_ref().map(Tls::new).transpose()?;
         let at = |cause| BindError::Address {
             address: config.address,
@@ -110,6 +117,8 @@ impl Listener {
             socket,
             tls,
             limits: config.limits.clone(),
+            trusted: config.trusted_proxies.clone(),
+            metrics,
         })
     }
 
@@ -130,6 +139,7 @@ impl Listener {
         S::Future: Send + 'static,
     {
         let places = Arc::new(Semaphore::new(self.limits.connections));
+        let addresses = Arc::new(Shares::default());
         let graceful = GracefulShutdown::new();
         let protocol = protocol(&self.limits);
         let mut connections = JoinSet::new();
@@ -152,6 +162,17 @@ impl Listener {
                     }
                 },
             };
+            let share = if self.trusted.iter().any(|network| network.contains(peer.ip())) {
+                None
+            } else {
+                let share = addresses.take(Who::at(peer.ip()), 1, self.limits.connections_per_address);
+                if share.is_none() {
+                    self.metrics.unrouted_limited("connections_per_address");
+                    tracing::debug!(%peer, "too many connections of this address");
+                    continue;
+                }
+                share
+            };
             let _ = socket.set_nodelay(true);
             let connection = Connection {
                 tls: self.tls.as_ref().map(Tls::acceptor),
@@ -164,7 +185,7 @@ impl Listener {
             };
             connections.spawn(async move {
                 connection.run(socket).await;
-                drop(place);
+                drop((place, share));
             });
         }
         drop(self.socket);

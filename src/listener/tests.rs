@@ -30,6 +30,10 @@ fn limits() -> ListenLimits {
     let long = Duration::from_secs(60);
     ListenLimits {
         connections: 100,
+        connections_per_address: 100,
+        requests: 100,
+        streams: 100,
+        streams_per_principal: 100,
         handshake_timeout: long,
         header_timeout: long,
         body_timeout: long,
@@ -61,7 +65,7 @@ async fn serve<F>(listen: Listen, grace: Duration, answer: fn(Incoming) -> F) ->
 where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let listener = Listener::bind(&listen).await.expect("a free port");
+    let listener = Listener::bind(&listen, Metrics::new()).await.expect("a free port");
     let stop = CancellationToken::new();
     let service = tower::service_fn(move |incoming| {
         let answered = answer(incoming);
@@ -179,6 +183,67 @@ async fn beyond_the_cap_peers_wait_for_a_place() {
 }
 
 #[tokio::test]
+async fn one_address_has_its_share_of_the_places() {
+    let limits = ListenLimits {
+        connections_per_address: 1,
+        ..limits()
+    };
+    let metrics = Metrics::new();
+    let listen = Listen {
+        trusted_proxies: vec!["127.0.0.3".parse().expect("a network")],
+        ..listen(limits, None)
+    };
+    let listener = Listener::bind(&listen, metrics.clone()).await.expect("a free port");
+    let address = listener.local_addr();
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(listener.serve(
+        tower::service_fn(|incoming| async { Ok(whence(incoming).await) }),
+        stop.clone(),
+        SOON,
+    ));
+    let from = async |host: [u8; 4]| {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind(SocketAddr::from((host, 0))).expect("a loopback address");
+        let mut socket = socket.connect(address).await.expect("a connection");
+        let _ = socket.write_all(REQUEST).await;
+        socket
+    };
+    let mut first = from([127, 0, 0, 1]).await;
+    assert!(answer(&mut first).await.starts_with("HTTP/1.1 200"));
+    let mut second = from([127, 0, 0, 1]).await;
+    // Closed with the request unread, it may also be reset.
+    assert_eq!(second.read(&mut [0; 64]).await.unwrap_or(0), 0);
+    let counted = "portcullis_rate_limited_total{route=\"_none\",kind=\"connections_per_address\"} 1";
+    assert!(metrics.render().contains(counted), "{}", metrics.render());
+    let mut other = from([127, 0, 0, 2]).await;
+    assert!(
+        answer(&mut other).await.starts_with("HTTP/1.1 200"),
+        "others have their own"
+    );
+    let mut proxied = [from([127, 0, 0, 3]).await, from([127, 0, 0, 3]).await];
+    for socket in &mut proxied {
+        assert!(
+            answer(socket).await.starts_with("HTTP/1.1 200"),
+            "a proxy brings everybody's"
+        );
+    }
+    drop(first);
+    let again = async {
+        loop {
+            let mut socket = from([127, 0, 0, 1]).await;
+            if socket.read(&mut [0; 64]).await.unwrap_or(0) > 0 {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), again)
+        .await
+        .expect("the place is free again");
+    stop.cancel();
+    task.await.expect("it ends");
+}
+
+#[tokio::test]
 async fn a_silent_handshake_gives_its_place_back() {
     let files = tempfile::tempdir().expect("a directory");
     let limits = ListenLimits {
@@ -281,7 +346,7 @@ async fn what_cant_be_bound_says_why_and_what_to_do() {
         (tls(&good.certificate, &other.key), "do not work together"),
     ];
     for (listen, expected) in cases {
-        let error = Listener::bind(&listen)
+        let error = Listener::bind(&listen, Metrics::new())
             .await
             .err()
             .expect("it can't be used")
@@ -294,7 +359,9 @@ async fn what_cant_be_bound_says_why_and_what_to_do() {
 async fn a_peer_that_stops_reading_is_cut_off() {
     let (sender, dropped) = tokio::sync::oneshot::channel::<()>();
     let sender = Arc::new(std::sync::Mutex::new(Some(sender)));
-    let listener = Listener::bind(&listen(limits(), None)).await.expect("a free port");
+    let listener = Listener::bind(&listen(limits(), None), Metrics::new())
+        .await
+        .expect("a free port");
     let address = listener.local_addr();
     let service = tower::service_fn(move |_: Incoming| {
         let reply = sender.lock().expect("nobody panicked").take();

@@ -23,6 +23,7 @@ pub(super) const UPSTREAM_HEALTHY: &str = "portcullis_upstream_healthy";
 pub(super) const UPSTREAM_CONNECTS: &str = "portcullis_upstream_connects_total";
 pub(super) const AUDIT_LINES: &str = "portcullis_audit_lines_total";
 pub(super) const BUILD_INFO: &str = "portcullis_build_info";
+pub(super) const RATE_LIMITED: &str = "portcullis_rate_limited_total";
 pub(super) const CONFIG_RELOADS: &str = "portcullis_config_reloads_total";
 
 /// Buckets of a call's duration, in seconds; calls may last hours.
@@ -155,6 +156,7 @@ impl Registry {
             "Audit lines written and dropped, failed writes, and requests refused for a stalled sink",
         );
         gauge(BUILD_INFO, None, "The version that runs");
+        counter(RATE_LIMITED, "Requests and connections refused by a limit, by its kind");
         counter(CONFIG_RELOADS, "Reloads of the configuration by result");
     }
 }

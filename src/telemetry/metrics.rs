@@ -80,6 +80,13 @@ impl Metrics {
         self.unrouted.entry(code).or_insert_with(make).increment(1);
     }
 
+    /// Counts what a limit refused before a route was known: `overload` or `connections_per_address`.
+    pub fn unrouted_limited(&self, kind: &'static str) {
+        self.registry
+            .counter(RATE_LIMITED, &[("route", "_none"), ("kind", kind)])
+            .increment(1);
+    }
+
     /// Counts a look into a cache of tokens: `cache` is `verified` or `exchange`, `result` is `hit` or `miss`.
     pub fn token_cache(&self, cache: &'static str, result: &'static str) {
         if let Some(counter) = self.caches.get(&(cache, result)) {

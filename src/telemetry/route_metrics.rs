@@ -233,6 +233,13 @@ impl RouteMetrics {
             .increment(1);
     }
 
+    /// Counts a request that a limit refused.
+    pub fn rate_limited(&self, kind: &'static str) {
+        self.registry
+            .counter(RATE_LIMITED, &[("route", &*self.name), ("kind", kind)])
+            .increment(1);
+    }
+
     /// How many tools the latest list lost, to `rules` or to the `budget`.
     pub fn tools_hidden(&self, reason: &'static str, count: usize) {
         let labels = [("route", &*self.name), ("reason", reason)];

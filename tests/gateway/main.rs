@@ -7,6 +7,7 @@ mod commands;
 mod demo;
 mod gate;
 mod interop;
+mod limits;
 mod mirror;
 mod refusals;
 mod regressions;
