@@ -175,8 +175,11 @@ impl Flow {
                     if due <= now && boundary {
                         self.relay.prelude.push_back(COMMENT);
                         self.keepalive.as_mut().reset(now + KEEPALIVE);
+                    } else if due > now {
+                        self.keepalive.as_mut().reset(due);
                     } else {
-                        self.keepalive.as_mut().reset(due.max(now + Duration::from_secs(1)));
+                        // In the middle of an event: it will be over soon.
+                        self.keepalive.as_mut().reset(now + Duration::from_secs(1));
                     }
                 }
             }
