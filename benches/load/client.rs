@@ -22,7 +22,7 @@ const EVENTS: u64 = 1_000;
 /// Talks to one contestant.
 #[derive(Clone)]
 pub struct Client {
-    address: SocketAddr,
+    pub address: SocketAddr,
     bearer: String,
 }
 
@@ -210,6 +210,12 @@ impl Client {
         tool: &str,
         arguments: Value,
     ) -> Result<Response<Incoming>, Failure> {
+        connection.ready().await?;
+        ok(connection.send_request(self.request(tool, &arguments)?).await?)
+    }
+
+    /// A modern `tools/call`.
+    pub fn request(&self, tool: &str, arguments: &Value) -> Result<Request<Full<Bytes>>, Failure> {
         let message = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {
         "name": tool, "arguments": arguments, "_meta": {
             "io.modelcontextprotocol/protocolVersion": "2026-07-28",
@@ -225,8 +231,7 @@ impl Client {
             .header("mcp-method", "tools/call")
             .header("mcp-name", tool)
             .body(Full::new(Bytes::from(message.to_string())))?;
-        connection.ready().await?;
-        ok(connection.send_request(request).await?)
+        Ok(request)
     }
 }
 

@@ -22,6 +22,8 @@ pub enum Kind {
     Bare,
     Nginx,
     Gate,
+    /// The gate with room for few requests, which sheds the others.
+    Shedding,
 }
 
 impl Kind {
@@ -32,6 +34,7 @@ impl Kind {
             Self::Bare => "bare",
             Self::Nginx => "nginx",
             Self::Gate => "gate",
+            Self::Shedding => "gate, requests: 64",
         }
     }
 }
@@ -74,11 +77,14 @@ impl Contestant {
                 let child = many_files(Path::new("nginx")).arg("-c").arg(&file).spawn()?;
                 (address, Some(child))
             }
-            Kind::Gate => {
+            Kind::Gate | Kind::Shedding => {
                 let address = free_address()?;
                 fs::write(directory.path().join("jwks.json"), issuer.jwks().to_string())?;
                 let file = directory.path().join("portcullis.yaml");
-                fs::write(&file, gate_yaml(address, free_address()?, upstream, issuer.issuer()))?;
+                fs::write(
+                    &file,
+                    gate_yaml(kind, address, free_address()?, upstream, issuer.issuer()),
+                )?;
                 let child = many_files(Path::new(env!("CARGO_BIN_EXE_portcullis")))
                     .arg("serve")
                     .arg("--config")
@@ -224,9 +230,10 @@ fn nginx_conf(directory: &Path, address: SocketAddr, upstream: SocketAddr) -> St
     )
 }
 
-fn gate_yaml(address: SocketAddr, admin: SocketAddr, upstream: SocketAddr, issuer: &str) -> String {
+fn gate_yaml(kind: Kind, address: SocketAddr, admin: SocketAddr, upstream: SocketAddr, issuer: &str) -> String {
+    let requests = if kind == Kind::Shedding { 64 } else { 10_000 };
     format!(
-        r#"listen: {{address: "{address}"}}
+        r#"listen: {{address: "{address}", limits: {{requests: {requests}}}}}
 admin: {{address: "{admin}"}}
 telemetry: {{log: {{level: warn}}, audit: {{file: audit.jsonl}}}}
 identity:
@@ -239,7 +246,7 @@ routes:
     upstream: {{urls: ["http://{upstream}/mcp"], transport: streamable-http}}
     tools:
       rules:
-        - {{allow: ["get_*", "small", "events", "big"], to: [caller]}}
+        - {{allow: ["get_*", "small", "slow", "events", "big"], to: [caller]}}
         - {{deny: ["admin_*"]}}
 "#
     )

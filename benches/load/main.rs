@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench --bench load               # minutes of numbers
 //! cargo bench --bench load -- --smoke    # seconds; fails on errors, never on timing
+//! cargo bench --bench load -- --overload # twice what a slow server can do; fails under 80 % of its peak
 //! ```
 //!
 //! 1. Every contestant is a process of its own and gets the same requests, bearer and all, over as many connections.
@@ -24,6 +25,7 @@ use crate::table::{Measure, Table};
 mod bare;
 mod client;
 mod contestant;
+mod overload;
 mod table;
 mod upstream;
 
@@ -85,6 +87,15 @@ fn main() -> ExitCode {
     // `cargo bench` says `--bench`; `cargo test --all-targets` says nothing and wants to be done soon.
     let asked = |flag: &str| arguments.iter().any(|argument| argument == flag);
     let smoke = asked("--smoke") || asked("--test") || !asked("--bench");
+    if asked("--overload") {
+        return match runtime.block_on(overload::run()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("load: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     match runtime.block_on(compare(if smoke { &SMOKE } else { &FULL })) {
         Ok(table) => {
             print!("{table}");

@@ -1,6 +1,6 @@
 //! The server behind every contestant: it answers at once, so that what is measured is the way there and back.
 //!
-//! `POST` is a `tools/call`: `small` answers a small JSON, `big` 10 MiB of it, `events` a stream of
+//! `POST` is a `tools/call`: `small` answers a small JSON, `slow` the same after 10 ms and only eight at a time, `big` 10 MiB of it, `events` a stream of
 //! `arguments.count` progress events `arguments.pace` milliseconds apart and then the result. `GET` is a stream on which nothing
 //! happens.
 
@@ -19,11 +19,15 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use portcullis::cli::demo::loopback::Loopback;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Of a `big` reply.
 pub const BIG: usize = 10 * 1024 * 1024;
+
+/// Calls of `slow` at once: what a server with a few workers can do.
+static SLOW: Semaphore = Semaphore::const_new(8);
 
 /// What event times are relative to: server and client share the process, so they share this clock.
 pub static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -67,6 +71,11 @@ async fn answer(request: Request<Incoming>) -> Response<Body> {
             });
             let result = stream::once(async { frame(format!("event: message\ndata: {RESULT}\n\n")) });
             events(StreamBody::new(progress.chain(result)).boxed_unsync())
+        }
+        Some("slow") => {
+            let _place = SLOW.acquire().await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            json(Bytes::from_static(RESULT.as_bytes()))
         }
         Some("big") => json(Bytes::from(format!(
             r#"{{"jsonrpc":"2.0","id":1,"result":{{"resultType":"complete","content":[{{"type":"text","text":"{}"}}]}}}}"#,
