@@ -5,7 +5,7 @@
 //! 2. It is for this request: `htm` is the method, `htu` the public URL of the door that was knocked at, without query and
 //!    fragment, after RFC 3986 normalisation; `ath` is the token's hash; the key's RFC 7638 thumbprint is the token's
 //!    `cnf.jkt`.
-//! 3. It is fresh: `iat` is at most [`MAX_AGE`] old and at most [`LEEWAY`] ahead; where the identity wants nonces it carries
+//! 3. It is fresh: `iat` is at most 120 s old and at most 60 s ahead; where the identity wants nonces it carries
 //!    one that this gateway sealed lately. Nonces are sealed, not stored, so that replicas with the same key agree.
 //! 4. It passes once: key and `jti` are remembered for as long as the proof could pass again, by this process. A full
 //!    memory refuses ([`AuthnError::Busy`]) instead of forgetting. Only proofs that passed everything else take a place.

@@ -224,6 +224,12 @@ async fn a_streamed_reply_has_its_place_until_it_ends() {
         );
         let sender = senders.lock().expect("nobody panicked").pop().expect("an open stream");
         let _ = sender.send(upstream::event(&json!({"jsonrpc": "2.0", "id": 1, "result": {}})));
+        response.body_mut().frame().await.expect("the result").expect("a frame");
+        // The call is answered, and its stream still holds a connection to the server.
+        assert_eq!(
+            gate.modern(&token, "ping", json!({})).await.status,
+            StatusCode::TOO_MANY_REQUESTS
+        );
         drop(sender);
         response.into_body().collect().await.expect("the rest");
         // No retry: who has seen the end may call again at once.
