@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use super::gate::Gate;
+use super::rmcp_server::{RmcpServer, Settings};
 
 /// Longest a client may take; its steps have ten seconds each.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -26,6 +27,12 @@ struct Server {
     sse: bool,
 }
 
+/// A started server; dropping it ends it.
+enum Running {
+    Process { _child: Child },
+    Here(RmcpServer),
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Client {
     name: &'static str,
@@ -37,12 +44,17 @@ const PY2: &str = "target/interop/py2/bin/python";
 const PY1: &str = "target/interop/py1/bin/python";
 const PYOLD: &str = "target/interop/pyold/bin/python";
 const NODE: &str = "node";
+/// No program: the server written for these tests, in this process.
+const HERE: &str = "";
 
 const NEW: Server = server("new", PY2, &["tests/interop/servers/new.py"], "/mcp", false);
 const FAST: Server = server("fastmcp", PY2, &["tests/interop/servers/fast.py"], "/mcp", false);
 const MID: Server = server("mid", PY1, &["tests/interop/servers/mid.py"], "/mcp", false);
 const OLD_SSE: Server = server("old SSE", PYOLD, &["tests/interop/servers/old_sse.py"], "/sse", true);
 const V2_SERVER: Server = server("npm v2", NODE, &["tests/interop/servers/v2.mjs"], "/mcp", false);
+const RMCP: Server = server("rmcp", HERE, &[], "/mcp", false);
+/// The same, where every reply of 2026-07-28 is a stream.
+const RMCP_STREAMS: Server = server("rmcp streams", HERE, &["streams"], "/mcp", false);
 const EVERYTHING: Server = server(
     "everything",
     NODE,
@@ -129,7 +141,18 @@ fn command(name: &str, arguments: &[&str]) -> Command {
 
 impl Server {
     /// Starts it; its URL.
-    async fn start(self) -> (Child, String) {
+    async fn start(self) -> (Running, String) {
+        if self.program == HERE {
+            let settings = Settings {
+                // The clients have to follow cursors.
+                page: 5,
+                json: !self.arguments.contains(&"streams"),
+                ..Settings::default()
+            };
+            let server = RmcpServer::with(settings).await;
+            let url = server.url();
+            return (Running::Here(server), url);
+        }
         let mut child = command(self.program, self.arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -148,7 +171,10 @@ impl Server {
         .unwrap_or_else(|_| panic!("{} did not listen in time", self.name));
         // Read on, so that the server never blocks on a full pipe.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        (child, format!("http://127.0.0.1:{port}{}", self.path))
+        (
+            Running::Process { _child: child },
+            format!("http://127.0.0.1:{port}{}", self.path),
+        )
     }
 
     fn route(self, url: &str, transport: &str, more: &str) -> String {
@@ -222,16 +248,47 @@ impl Pair {
         let works = ["connect", "tools", "call", "read", "prompt"]
             .iter()
             .all(|step| direct.get(*step).is_some_and(|outcome| outcome.get("error").is_none()));
-        let equal = works && different.is_empty() && extra.is_empty();
+        let idle = self.idle_steps(&direct);
+        let equal = works && idle.is_empty() && different.is_empty() && extra.is_empty();
         let verdict = if equal {
             format!("{} steps equal", direct.len())
         } else {
             format!(
-                "DIFFERENT (works without the gate: {works}) {extra:?}\n{}",
+                "DIFFERENT (works without the gate: {works}) {idle:?} {extra:?}\n{}",
                 different.join("\n")
             )
         };
         (format!("{name} {verdict}"), equal)
+    }
+}
+
+impl Pair {
+    /// Steps that did nothing on the server that does everything: two runs that both skip a step are equal, and show nothing.
+    fn idle_steps(&self, direct: &serde_json::Map<String, Value>) -> Vec<String> {
+        if self.server.program != HERE {
+            return Vec::new();
+        }
+        let step = |name: &str| direct.get(name).unwrap_or(&Value::Null).clone();
+        let says = |name: &str, text: &str| step(name)["texts"][0].as_str().is_some_and(|said| said.contains(text));
+        let done = [
+            (
+                "progress",
+                says("progress", "counted to 5") && step("progress")["progress"] == 5,
+            ),
+            ("elicitation", says("elicitation", "Ada")),
+            ("sampling", says("sampling", "you said hi")),
+            (
+                "changes",
+                step("changes").as_array().is_some_and(|heard| heard.len() == 2),
+            ),
+            ("resume", says("resume", "resumed to 6")),
+            ("cancel", step("cancel")["server"][0] == "true"),
+            ("after_cancel", says("after_cancel", "9")),
+            ("lost", step("lost").is_null()),
+        ];
+        let idle = done.iter().filter(|(_, done)| !done);
+        idle.map(|(name, _)| format!("{name} did nothing: {}", step(name)))
+            .collect()
     }
 }
 
@@ -251,13 +308,17 @@ fn pairs() -> Vec<Pair> {
     let streamable = [PY2_AUTO, PY2_LEGACY, PY1_CLIENT, V1, V2, V2_LEGACY];
     let sse = [PY2_LEGACY, PY1_CLIENT, V1, V2_LEGACY];
     add(NEW, &streamable, "", "as it is");
-    add(MID, &[PY2_LEGACY, PY1_CLIENT, V1, V2_LEGACY], "", "as it is");
-    add(V2_SERVER, &[PY2_AUTO, PY1_CLIENT, V1, V2], "", "as it is");
+    add(RMCP, &streamable, "", "as it is");
+    add(RMCP_STREAMS, &[PY2_AUTO, V2], "", "as it is");
+    add(MID, &streamable, "", "as it is");
+    add(V2_SERVER, &streamable, "", "as it is");
     add(FAST, &[PY2_AUTO, V1, V2], "", "as it is");
-    add(EVERYTHING, &[PY2_LEGACY, PY1_CLIENT, V1, V2_LEGACY], "", "as it is");
+    add(EVERYTHING, &streamable, "", "as it is");
     add(OLD_SSE, &sse, "", "as it is");
-    add(EVERYTHING_SSE, &[PY2_LEGACY, PY1_CLIENT, V1, V2_LEGACY], "", "as it is");
+    add(EVERYTHING_SSE, &sse, "", "as it is");
     add(NEW, &[PY2_AUTO, V2], INSPECTED, "inspected");
+    add(RMCP, &[PY2_AUTO, PY1_CLIENT, V1, V2], INSPECTED, "inspected");
+    add(RMCP_STREAMS, &[PY2_AUTO, V2], INSPECTED, "inspected");
     add(MID, &[PY1_CLIENT], INSPECTED, "inspected");
     add(OLD_SSE, &[PY1_CLIENT], INSPECTED, "inspected");
     add(EVERYTHING, &[V1], INSPECTED, "inspected");
@@ -306,6 +367,12 @@ async fn clients_of_every_era_survive_a_refusal() {
         (NEW, PY2_AUTO),
         (NEW, PY2_LEGACY),
         (NEW, V2),
+        (RMCP, PY2_AUTO),
+        (RMCP, PY2_LEGACY),
+        (RMCP, PY1_CLIENT),
+        (RMCP, V1),
+        (RMCP, V2),
+        (RMCP, V2_LEGACY),
         (MID, PY1_CLIENT),
         (MID, V1),
         (OLD_SSE, PY1_CLIENT),
@@ -313,20 +380,30 @@ async fn clients_of_every_era_survive_a_refusal() {
         (OLD_SSE, V1),
         (OLD_SSE, V2_LEGACY),
     ] {
-        let (_server, url) = server.start().await;
+        let (running, url) = server.start().await;
         let gate = Gate::with_listen("", &server.route(&url, server.transport(), rules)).await;
         let token = gate.token(&[], &[]);
         let report = client
             .run(server, &gate.url(), &["--token", &token, "--expect-denied", "fail"])
             .await;
         let name = format!("{} x {}: {report}", server.name, client.name);
-        let listed = report["tools"]["listed"].as_bool().or(report["tools.listed"].as_bool());
-        assert_ne!(listed, Some(true), "{name}");
+        // False, not absent: a list that failed shows nothing.
+        assert_eq!(report["tools"]["listed"], false, "{name}");
         assert!(
             report["denied"].get("error").is_some() || report["denied"]["is_error"] == true,
             "{name}"
         );
-        assert!(report["next"].get("texts").is_some(), "{name}");
+        assert_ne!(report["denied"]["error"], "timeout", "{name}");
+        assert_eq!(report["next"], serde_json::json!({"texts": ["5"]}), "{name}");
+        assert!(report.get("lost").is_none(), "{name}");
+        if let Running::Here(server) = running {
+            let mut called = Vec::new();
+            for seen in server.seen() {
+                let message = seen.message();
+                called.extend(message["params"]["name"].as_str().map(str::to_owned));
+            }
+            assert_eq!(called, ["add"], "{name}");
+        }
         println!("{:<10} x {:<14} refused, and goes on", server.name, client.name);
     }
 }

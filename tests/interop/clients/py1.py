@@ -34,7 +34,8 @@ async def roots(context):
 
 
 class Sdk:
-    def __init__(self, client: ClientSession, inbox: Inbox) -> None:
+    def __init__(self, client: ClientSession, inbox: Inbox, capabilities: types.ServerCapabilities) -> None:
+        self.subscribes = bool(capabilities.resources and capabilities.resources.subscribe)
         self.client = client
         self.inbox = inbox
 
@@ -66,6 +67,8 @@ class Sdk:
         group.cancel_scope.cancel()
 
     async def changes(self):
+        if self.subscribes:
+            await self.client.subscribe_resource(AnyUrl("memo://greeting"))
         await self.client.call_tool("touch", {})
         return await self.inbox.wait_for("notifications/resources/updated", "notifications/resources/list_changed")
 
@@ -105,7 +108,7 @@ async def session(options, wire):
                     "server": result.serverInfo.name,
                     "capabilities": sorted(plain(result.capabilities)),
                 }
-                yield told, Sdk(mcp, inbox)
+                yield told, Sdk(mcp, inbox, result.capabilities)
 
 
 if __name__ == "__main__":

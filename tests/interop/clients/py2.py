@@ -59,6 +59,9 @@ class Sdk:
 
     async def changes(self):
         if self.client.protocol_version < "2026-07-28":
+            resources = self.client.server_capabilities.resources
+            if resources and resources.subscribe:
+                await self.client.subscribe_resource("memo://greeting")
             await self.client.call_tool("touch", {})
             return await self.inbox.wait_for("notifications/resources/updated", "notifications/resources/list_changed")
         seen = set()

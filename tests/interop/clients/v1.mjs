@@ -45,6 +45,7 @@ await main(options, first, inbox, async () => {
     read: (uri) => client.readResource({ uri }),
     prompt: (name, args) => client.getPrompt({ name, arguments: args }),
     async changes() {
+      if (client.getServerCapabilities().resources?.subscribe) await client.subscribeResource({ uri: 'memo://greeting' });
       await client.callTool({ name: 'touch', arguments: {} });
       return inbox.waitFor('notifications/resources/list_changed', 'notifications/resources/updated');
     },

@@ -35,6 +35,7 @@ await main(options, first, inbox, async () => {
     prompt: (name, args) => client.getPrompt({ name, arguments: args }),
     async changes() {
       const filter = { resourcesListChanged: true, resourceSubscriptions: ['memo://greeting'] };
+      if (!modern && client.getServerCapabilities().resources?.subscribe) await client.subscribeResource({ uri: 'memo://greeting' });
       const subscription = modern ? await client.listen(filter) : undefined;
       await client.callTool({ name: 'touch', arguments: {} });
       const seen = await inbox.waitFor(...changes);
