@@ -85,12 +85,7 @@ impl Generation {
             address,
             closing,
         } = lasting;
-        let scheme = if config.listen.tls.is_some() { "https" } else { "http" };
-        let url = config
-            .listen
-            .public_url
-            .clone()
-            .unwrap_or_else(|| format!("{scheme}://{address}"));
+        let url = public_url(config, *address);
         let authenticator = Authenticator::new(
             &config.identities,
             config.roles.clone(),
@@ -193,7 +188,14 @@ fn sealer(config: &Config, own: &OnceLock<Arc<Sealer>>) -> Result<Arc<Sealer>, S
     Ok(own.get_or_init(|| Arc::new(sealer)).clone())
 }
 
-fn routes(
+/// The public base URL, of a gateway that listens there.
+pub(crate) fn public_url(config: &Config, address: SocketAddr) -> String {
+    let scheme = if config.listen.tls.is_some() { "https" } else { "http" };
+    let given = config.listen.public_url.clone();
+    given.unwrap_or_else(|| format!("{scheme}://{address}"))
+}
+
+pub(crate) fn routes(
     config: &Config,
     url: &str,
     metrics: &Arc<Metrics>,

@@ -139,7 +139,8 @@ impl TokenFault {
     }
 }
 
-fn rfc3339(time: UnixSeconds) -> Option<String> {
+/// For people.
+pub(super) fn rfc3339(time: UnixSeconds) -> Option<String> {
     let time = jiff::Timestamp::from_second(i64::try_from(time).ok()?).ok()?;
     Some(time.to_string())
 }

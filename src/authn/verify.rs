@@ -35,32 +35,20 @@ pub(super) struct Token<'a> {
 
 impl<'a> Token<'a> {
     pub(super) fn parse(text: &'a str) -> Result<Self, TokenFault> {
-        let (signed, signature) = text.rsplit_once('.').ok_or(TokenFault::Malformed)?;
-        let (header, claims) = signed.split_once('.').ok_or(TokenFault::Malformed)?;
-        let header = object(header)?;
-        let claims = object(claims)?;
-        if header.contains_key("crit") {
-            return Err(TokenFault::Critical);
-        }
-        if !header.get("typ").is_none_or(is_access_token_type) {
-            return Err(TokenFault::Type);
-        }
-        let algorithm = header
-            .get("alg")
-            .and_then(Value::as_str)
-            .and_then(|name| name.parse().ok())
-            .ok_or(TokenFault::Algorithm)?;
-        let kid = match header.get("kid") {
-            None => None,
-            Some(Value::String(kid)) => Some(kid.clone()),
-            Some(_) => return Err(TokenFault::Malformed),
-        };
+        let parts = Parts::split(text)?;
+        critical(&parts.header)?;
+        kind(&parts.header)?;
+        Self::of(parts)
+    }
+
+    /// A token whose `crit` and `typ` were looked at.
+    pub(super) fn of(parts: Parts<'a>) -> Result<Self, TokenFault> {
         Ok(Self {
-            algorithm,
-            kid,
-            signed,
-            signature,
-            claims,
+            algorithm: algorithm(&parts.header)?,
+            kid: key_id(&parts.header)?,
+            signed: parts.signed,
+            signature: parts.signature,
+            claims: parts.claims,
         })
     }
 
@@ -83,6 +71,57 @@ impl<'a> Token<'a> {
         now: UnixSeconds,
     ) -> Result<Verified, TokenFault> {
         believe(identity, self.claims, generation, now)
+    }
+}
+
+/// A token taken apart: rule 1.
+pub(super) struct Parts<'a> {
+    pub(super) header: Map<String, Value>,
+    pub(super) claims: Map<String, Value>,
+    signed: &'a str,
+    signature: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    pub(super) fn split(text: &'a str) -> Result<Self, TokenFault> {
+        let (signed, signature) = text.rsplit_once('.').ok_or(TokenFault::Malformed)?;
+        let (header, claims) = signed.split_once('.').ok_or(TokenFault::Malformed)?;
+        Ok(Self {
+            header: object(header)?,
+            claims: object(claims)?,
+            signed,
+            signature,
+        })
+    }
+}
+
+pub(super) fn critical(header: &Map<String, Value>) -> Result<(), TokenFault> {
+    match header.get("crit") {
+        None => Ok(()),
+        Some(_) => Err(TokenFault::Critical),
+    }
+}
+
+pub(super) fn kind(header: &Map<String, Value>) -> Result<(), TokenFault> {
+    match header.get("typ").is_none_or(is_access_token_type) {
+        true => Ok(()),
+        false => Err(TokenFault::Type),
+    }
+}
+
+pub(super) fn algorithm(header: &Map<String, Value>) -> Result<Algorithm, TokenFault> {
+    header
+        .get("alg")
+        .and_then(Value::as_str)
+        .and_then(|name| name.parse().ok())
+        .ok_or(TokenFault::Algorithm)
+}
+
+pub(super) fn key_id(header: &Map<String, Value>) -> Result<Option<String>, TokenFault> {
+    match header.get("kid") {
+        None => Ok(None),
+        Some(Value::String(kid)) => Ok(Some(kid.clone())),
+        Some(_) => Err(TokenFault::Malformed),
     }
 }
 
@@ -127,11 +166,9 @@ pub(super) fn believe(
     now: UnixSeconds,
 ) -> Result<Verified, TokenFault> {
     let audiences = audiences(&claims)?;
-    let expires = time(&claims, "exp")?.ok_or(TokenFault::Times)?;
-    let not_before = time(&claims, "nbf")?.unwrap_or(0);
-    if time(&claims, "iat")?.is_some_and(|issued| issued > now.saturating_add(LEEWAY)) {
-        return Err(TokenFault::NotYetValid);
-    }
+    let expires = expires(&claims)?;
+    let not_before = not_before(&claims)?;
+    issued(&claims, now)?;
     let binding = Binding::read(claims.get("cnf"))?;
     let mut principal = super::claims::principal(identity, claims, expires).ok_or(TokenFault::Subject)?;
     principal.generation = generation;
@@ -154,7 +191,7 @@ pub(super) struct Binding {
 }
 
 impl Binding {
-    fn read(confirmation: Option<&Value>) -> Result<Self, TokenFault> {
+    pub(super) fn read(confirmation: Option<&Value>) -> Result<Self, TokenFault> {
         let Some(confirmation) = confirmation else {
             return Ok(Self::default());
         };
@@ -186,19 +223,45 @@ pub(super) struct Verified {
 impl Verified {
     /// Whether the token is for this route, now.
     pub(super) fn check(&self, identity: &Identity, route: &RouteAuth, now: UnixSeconds) -> Result<(), TokenFault> {
-        let meant =
-            |audience: &String| same_resource(audience, &route.resource) || identity.audiences.contains(audience);
-        if !self.audiences.iter().any(meant) {
-            return Err(TokenFault::Audience);
-        }
-        if now >= self.expires.saturating_add(LEEWAY) {
-            return Err(TokenFault::Expired(Some(self.expires)));
-        }
-        if self.not_before > now.saturating_add(LEEWAY) {
-            return Err(TokenFault::NotYetValid);
-        }
-        Ok(())
+        meant(&self.audiences, identity, route)?;
+        unexpired(self.expires, now)?;
+        begun(self.not_before, now)
     }
+}
+
+pub(super) fn meant(audiences: &[String], identity: &Identity, route: &RouteAuth) -> Result<(), TokenFault> {
+    let meant = |audience: &String| same_resource(audience, &route.resource) || identity.audiences.contains(audience);
+    match audiences.iter().any(meant) {
+        true => Ok(()),
+        false => Err(TokenFault::Audience),
+    }
+}
+
+pub(super) fn unexpired(expires: UnixSeconds, now: UnixSeconds) -> Result<(), TokenFault> {
+    match now < expires.saturating_add(LEEWAY) {
+        true => Ok(()),
+        false => Err(TokenFault::Expired(Some(expires))),
+    }
+}
+
+/// `nbf` and `iat` may not be to come.
+pub(super) fn begun(time: UnixSeconds, now: UnixSeconds) -> Result<(), TokenFault> {
+    match time <= now.saturating_add(LEEWAY) {
+        true => Ok(()),
+        false => Err(TokenFault::NotYetValid),
+    }
+}
+
+pub(super) fn expires(claims: &Map<String, Value>) -> Result<UnixSeconds, TokenFault> {
+    time(claims, "exp")?.ok_or(TokenFault::Times)
+}
+
+pub(super) fn not_before(claims: &Map<String, Value>) -> Result<UnixSeconds, TokenFault> {
+    Ok(time(claims, "nbf")?.unwrap_or(0))
+}
+
+pub(super) fn issued(claims: &Map<String, Value>, now: UnixSeconds) -> Result<(), TokenFault> {
+    begun(time(claims, "iat")?.unwrap_or(0), now)
 }
 
 /// Whether tokens of this identity may be signed like this.
@@ -222,7 +285,7 @@ fn is_access_token_type(typ: &Value) -> bool {
     })
 }
 
-fn audiences(claims: &Map<String, Value>) -> Result<Vec<String>, TokenFault> {
+pub(super) fn audiences(claims: &Map<String, Value>) -> Result<Vec<String>, TokenFault> {
     let one = |value: &Value| value.as_str().map(str::to_owned);
     match claims.get("aud") {
         Some(Value::Array(audiences)) => audiences.iter().map(one).collect(),

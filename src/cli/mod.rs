@@ -1,7 +1,9 @@
 //! The commands, one file each. Data goes to stdout, talk to stderr; exit codes are 0 good, 1 failed, 2 misused.
 
 mod check;
+mod credential;
 pub mod demo;
+mod explain;
 mod serve;
 mod token;
 
@@ -22,6 +24,7 @@ enum Command {
     Serve(serve::Serve),
     Demo(demo::Demo),
     Check(check::Check),
+    Explain(explain::Explain),
     Token(token::Token),
 }
 
@@ -44,7 +47,8 @@ pub fn run() -> ExitCode {
         Command::Serve(serve) => runtime.block_on(serve.run()),
         Command::Demo(demo) => runtime.block_on(demo.run()),
         Command::Check(check) => check.run(),
-        Command::Token(token) => token.run(),
+        Command::Explain(explain) => runtime.block_on(explain.run()),
+        Command::Token(token) => runtime.block_on(token.run()),
     };
     // A command that has ended has said all it had to: nothing is waited for here.
     runtime.shutdown_background();

@@ -143,11 +143,29 @@ impl fmt::Display for Decision {
     }
 }
 
+/// How a rule stands to one call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// It is about other names.
+    OtherName,
+    /// It is for roles that the caller doesn't have.
+    OtherRole,
+    /// Of its scopes, or the route's, the caller lacks some.
+    LacksScopes,
+    /// Its condition doesn't hold.
+    When,
+    /// Its condition can't be decided.
+    Undecided,
+    Matches,
+}
+
 /// A compiled list of rules.
 #[derive(Debug)]
 pub struct Rules {
     list: &'static str,
     rules: Vec<Rule>,
+    /// As they were written, to be shown.
+    sources: Vec<RuleSource>,
 }
 
 #[derive(Debug)]
@@ -242,7 +260,7 @@ impl Rules {
             }
         }
         if errors.is_empty() {
-            Ok(Self { list, rules })
+            Ok(Self { list, rules, sources })
         } else {
             Err(errors)
         }
@@ -256,46 +274,43 @@ impl Rules {
             .flat_map(|rule| &rule.scopes)
     }
 
-    /// Decides over one name or URI. Allocates nothing when the answer is yes and no condition is asked.
-    pub fn decide(&self, case: &Case<'_>, name: &str) -> Decision {
+    /// The rules as they were written.
+    pub fn sources(&self) -> &[RuleSource] {
+        &self.sources
+    }
+
+    /// Decides over one name or URI, telling `hear` of every rule it looks at, in that order. Allocates nothing when the
+    /// answer is yes and no condition is asked.
+    pub fn decide(&self, case: &Case<'_>, name: &str, mut hear: impl FnMut(RuleName, Fit)) -> Decision {
         let rule_name = |index| RuleName { list: self.list, index };
         if self.list == "resources" && has_dot_segment(name) {
             return Decision::Denied(Denial::AmbiguousUri);
         }
         for (index, rule) in self.rules.iter().enumerate().filter(|(_, rule)| rule.denies) {
-            if rule.concerns(case.principal, name) && rule.lacking(case.principal).next().is_none() {
-                match rule.holds(case, name) {
-                    Ok(true) => return Decision::Denied(Denial::Rule(rule_name(index))),
-                    Ok(false) => {}
-                    Err(Undecided) => return Decision::Denied(Denial::WhenError(rule_name(index))),
-                }
+            let fit = rule.fit(case, name);
+            hear(rule_name(index), fit);
+            match fit {
+                Fit::Matches => return Decision::Denied(Denial::Rule(rule_name(index))),
+                Fit::Undecided => return Decision::Denied(Denial::WhenError(rule_name(index))),
+                Fit::OtherName | Fit::OtherRole | Fit::LacksScopes | Fit::When => {}
             }
         }
         let mut denial = Denial::NoRule;
         let mut lacking: Option<(usize, usize)> = None;
         for (index, rule) in self.rules.iter().enumerate().filter(|(_, rule)| !rule.denies) {
-            if !rule.concerns(case.principal, name) {
-                continue;
-            }
-            match rule.holds(case, name) {
-                Err(Undecided) => {
-                    denial = Denial::WhenError(rule_name(index));
-                    continue;
-                }
-                Ok(false) => {
-                    if denial == Denial::NoRule {
-                        denial = Denial::When(rule_name(index));
+            let fit = rule.fit(case, name);
+            hear(rule_name(index), fit);
+            match fit {
+                Fit::Matches => return Decision::Allowed(Some(rule_name(index))),
+                Fit::Undecided => denial = Denial::WhenError(rule_name(index)),
+                Fit::When if denial == Denial::NoRule => denial = Denial::When(rule_name(index)),
+                Fit::LacksScopes => {
+                    let missing = rule.lacking(case.principal).count() + lacks(case.needed, case.principal).count();
+                    if lacking.is_none_or(|(fewest, _)| missing < fewest) {
+                        lacking = Some((missing, index));
                     }
-                    continue;
                 }
-                Ok(true) => {}
-            }
-            let missing = rule.lacking(case.principal).count() + lacks(case.needed, case.principal).count();
-            if missing == 0 {
-                return Decision::Allowed(Some(rule_name(index)));
-            }
-            if lacking.is_none_or(|(fewest, _)| missing < fewest) {
-                lacking = Some((missing, index));
+                Fit::OtherName | Fit::OtherRole | Fit::When => {}
             }
         }
         match lacking {
@@ -314,7 +329,7 @@ impl Rules {
 
     /// Whether a list shows it: rule 6.
     pub fn lists(&self, case: &Case<'_>, name: &str) -> bool {
-        !matches!(self.decide(case, name), Decision::Denied(_))
+        !matches!(self.decide(case, name, |_, _| {}), Decision::Denied(_))
     }
 }
 
@@ -323,10 +338,28 @@ impl Rule {
         self.to.is_empty() && self.scopes.is_empty() && self.when.is_none()
     }
 
-    /// Whether it is about this name and this caller, scopes and condition aside.
-    fn concerns(&self, principal: &Principal, name: &str) -> bool {
-        (self.to.is_empty() || self.to.iter().any(|&role| principal.granted.has(role)))
-            && self.globs.iter().any(|glob| glob.matches(name))
+    /// What keeps it from matching, the first thing if there are several. A deny needs its own scopes, and is spared its
+    /// condition without them; an allow needs the route's as well, and they are asked for last (rule 3).
+    fn fit(&self, case: &Case<'_>, name: &str) -> Fit {
+        let principal = case.principal;
+        if !self.globs.iter().any(|glob| glob.matches(name)) {
+            return Fit::OtherName;
+        }
+        if !self.to.is_empty() && !self.to.iter().any(|&role| principal.granted.has(role)) {
+            return Fit::OtherRole;
+        }
+        let lacks_own = self.lacking(principal).next().is_some();
+        if self.denies && lacks_own {
+            return Fit::LacksScopes;
+        }
+        match self.holds(case, name) {
+            Err(Undecided) => Fit::Undecided,
+            Ok(false) => Fit::When,
+            Ok(true) if !self.denies && (lacks_own || lacks(case.needed, principal).next().is_some()) => {
+                Fit::LacksScopes
+            }
+            Ok(true) => Fit::Matches,
+        }
     }
 
     fn lacking<'a>(&'a self, principal: &'a Principal) -> impl Iterator<Item = &'a String> {
@@ -447,6 +480,7 @@ mod tests {
                 now: 1_800_000_000,
             },
             name,
+            |_, _| {},
         )
     }
 
@@ -622,7 +656,7 @@ mod tests {
             let mut case = Case { principal: &principal, roles: &roles, needed: &[], route: "r", call: None, now: 0 };
             let listed = rules.lists(&case, &name);
             case.call = Some(Arguments(None));
-            let called = rules.decide(&case, &name);
+            let called = rules.decide(&case, &name, |_, _| {});
             prop_assert_eq!(listed, called.is_allowed() || called.required_scopes().is_some());
         }
     }

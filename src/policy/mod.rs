@@ -37,7 +37,7 @@ mod when;
 use std::sync::Arc;
 
 pub use check::{Permitted, PolicyCheck};
-pub use decide::{Decision, Denial, RuleName};
+pub use decide::{Decision, Denial, Fit, RuleName, lacks};
 pub use glob::Glob;
 pub use roles::{RoleSet, Roles};
 pub use source::{Budget, Cut, OnExcess, PathStep, PolicySource, RoleLine, RuleSource, SourceError};
@@ -45,7 +45,7 @@ pub use source::{Budget, Cut, OnExcess, PathStep, PolicySource, RoleLine, RuleSo
 use crate::authn::Principal;
 use crate::clock::UnixSeconds;
 use crate::mcp::{ListKind, Message, Payload, Reference, Target, target};
-use decide::{Arguments, Case, Rules, lacks};
+use decide::{Arguments, Case, Rules};
 
 /// Everything a route demands of its callers, compiled.
 #[derive(Debug, Default)]
@@ -117,16 +117,30 @@ impl RoutePolicy {
     /// Decides message by message; what isn't permitted must not be sent (r50). A batch can't hold a list that has to be
     /// gathered: its other answers would have to wait for all the pages, and so would whatever the server asks meanwhile.
     pub fn authorize(&self, principal: &Arc<Principal>, route: &str, payload: &Payload, now: UnixSeconds) -> Verdict {
+        self.authorize_aloud(principal, route, payload, now, |_, _, _| {})
+    }
+
+    /// The same, telling `hear` of every rule that is looked at: for which name or URI, and how it stands to that.
+    pub fn authorize_aloud(
+        &self,
+        principal: &Arc<Principal>,
+        route: &str,
+        payload: &Payload,
+        now: UnixSeconds,
+        mut hear: impl FnMut(&str, RuleName, Fit),
+    ) -> Verdict {
         let no_list = self.budget.is_some() && matches!(payload, Payload::Batch(_));
         let decisions: Vec<Decision> = payload
             .messages()
             .iter()
-            .map(|message| match self.decide(principal, route, message, now) {
-                Decision::Allowed(_) if no_list && &*message.method == "tools/list" => {
-                    Decision::Denied(Denial::BatchedList)
-                }
-                decision => decision,
-            })
+            .map(
+                |message| match self.decide_aloud(principal, route, message, now, &mut hear) {
+                    Decision::Allowed(_) if no_list && &*message.method == "tools/list" => {
+                        Decision::Denied(Denial::BatchedList)
+                    }
+                    decision => decision,
+                },
+            )
             .collect();
         let permit = decisions.iter().any(Decision::is_allowed).then(|| Permit {
             principal: principal.clone(),
@@ -149,6 +163,17 @@ impl RoutePolicy {
 
     /// The decision over one message.
     pub fn decide(&self, principal: &Principal, route: &str, message: &Message, now: UnixSeconds) -> Decision {
+        self.decide_aloud(principal, route, message, now, &mut |_, _, _| {})
+    }
+
+    fn decide_aloud(
+        &self,
+        principal: &Principal,
+        route: &str,
+        message: &Message,
+        now: UnixSeconds,
+        hear: &mut impl FnMut(&str, RuleName, Fit),
+    ) -> Decision {
         let case = |arguments| Case {
             principal,
             roles: &self.roles,
@@ -157,8 +182,8 @@ impl RoutePolicy {
             call: Some(Arguments(arguments)),
             now,
         };
-        let by = |rules: &Option<Rules>, name: &str, arguments| match rules {
-            Some(rules) => rules.decide(&case(arguments), name),
+        let mut by = |rules: &Option<Rules>, name: &str, arguments| match rules {
+            Some(rules) => rules.decide(&case(arguments), name, |rule, fit| hear(name, rule, fit)),
             None => self.open(principal),
         };
         match target(message) {
@@ -196,6 +221,17 @@ impl RoutePolicy {
             };
             rules.lists(&case, name)
         })
+    }
+
+    /// The rules of `tools`, `resources` or `prompts` as they were written; `None` where there are none.
+    pub fn sources(&self, list: &str) -> Option<&[RuleSource]> {
+        let rules = match list {
+            "tools" => &self.tools,
+            "resources" => &self.resources,
+            "prompts" => &self.prompts,
+            _ => &None,
+        };
+        rules.as_ref().map(Rules::sources)
     }
 
     /// Whether replies have to be looked at: rules exist, or a budget does.

@@ -11,6 +11,8 @@ use crate::authn::Principal;
 pub struct Roles {
     names: Vec<Box<str>>,
     lines: Vec<Vec<Line>>,
+    /// The lines as they were written, to be shown.
+    sources: Vec<Vec<RoleLine>>,
 }
 
 /// The configured roles a principal has: a bit each.
@@ -59,6 +61,7 @@ impl Roles {
                         .to_owned(),
                 });
             }
+            roles.sources.push(lines.clone());
             let compiled = compile(lines, &mut Vec::new(), &mut found);
             errors.extend(found.into_iter().map(|error| (name.clone(), error)));
             roles.names.push(name.into());
@@ -70,12 +73,24 @@ impl Roles {
     /// The roles a principal has.
     pub fn of(&self, principal: &Principal) -> RoleSet {
         let mut set = RoleSet(vec![0; self.names.len().div_ceil(64)].into());
-        for (role, lines) in self.lines.iter().enumerate() {
-            if lines.iter().any(|line| line.matches(principal)) {
+        for (role, line) in self.grounds(principal).enumerate() {
+            if line.is_some() {
                 set.insert(role);
             }
         }
         set
+    }
+
+    /// By which line a principal has each role, the first that matches; `None` for roles it doesn't have.
+    pub fn grounds(&self, principal: &Principal) -> impl Iterator<Item = Option<usize>> {
+        self.lines
+            .iter()
+            .map(|lines| lines.iter().position(|line| line.matches(principal)))
+    }
+
+    /// A role's lines as they were written, by its number.
+    pub fn sources(&self, role: usize) -> &[RoleLine] {
+        &self.sources[role]
     }
 
     /// A role's number.

@@ -1,5 +1,7 @@
 //! Policy as the configuration spells it, before it is compiled.
 
+use std::fmt;
+
 /// One line of a role: a caller has the role when any of its lines matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RoleLine {
@@ -7,6 +9,24 @@ pub enum RoleLine {
     Text(String),
     /// Every one of these must match.
     All(Vec<RoleLine>),
+}
+
+impl fmt::Display for RoleLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::All(lines) => {
+                f.write_str("all of (")?;
+                for (index, line) in lines.iter().enumerate() {
+                    if index > 0 {
+                        f.write_str(", ")?;
+                    }
+                    line.fmt(f)?;
+                }
+                f.write_str(")")
+            }
+        }
+    }
 }
 
 /// One rule; exactly one of `allow` and `deny` is non-empty.

@@ -1,12 +1,13 @@
 //! `portcullis token`: what concerns one token or key.
 
+mod inspect;
 mod issue;
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-/// Make an API key
+/// Look at a token, or make an API key
 #[derive(Debug, Args)]
 pub struct Token {
     #[command(subcommand)]
@@ -15,13 +16,15 @@ pub struct Token {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Inspect(inspect::Inspect),
     Issue(issue::Issue),
 }
 
 impl Token {
     /// Runs the command.
-    pub fn run(self) -> ExitCode {
+    pub async fn run(self) -> ExitCode {
         match self.command {
+            Command::Inspect(inspect) => inspect.run().await,
             Command::Issue(issue) => issue.run(),
         }
     }

@@ -1,0 +1,88 @@
+//! What the commands that weigh tokens share: the routes and identities of a configuration, and tokens from files.
+//!
+//! 1. Routes and identities are built as the gateway builds them; nothing listens and no upstream is called.
+//! 2. A token comes from a file or from stdin, never from the command line, which other users of the machine can read.
+
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::authn::Authenticator;
+use crate::authn::bearer::MAX_TOKEN;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::generation;
+use crate::limit::Limits;
+use crate::route::Route;
+use crate::secret::Secret;
+use crate::telemetry::Metrics;
+
+/// What decides, of one configuration.
+pub struct Deciders {
+    pub config: Config,
+    pub routes: Vec<Arc<Route>>,
+    pub authenticator: Arc<Authenticator>,
+    pub clock: Clock,
+}
+
+impl Deciders {
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// What is wrong with it, for people.
+    pub fn load(file: &Path) -> Result<Self, String> {
+        let loaded = Config::load(file, &|name| std::env::var(name).ok()).map_err(|errors| errors.to_string())?;
+        let config = loaded.config;
+        let clock = Clock::system();
+        let url = generation::public_url(&config, config.listen.address);
+        let routes = generation::routes(&config, &url, &Metrics::new(), &Limits::default(), &clock)
+            .map_err(|error| error.to_string())?;
+        let authenticator = Authenticator::new(
+            &config.identities,
+            config.roles.clone(),
+            clock.clone(),
+            Arc::new(|_| {}),
+        )
+        .map_err(|error| error.to_string())?;
+        Ok(Self {
+            config,
+            routes,
+            authenticator,
+            clock,
+        })
+    }
+
+    /// A route by its name.
+    ///
+    /// # Errors
+    /// There is none; the message names those there are.
+    pub fn route(&self, name: &str) -> Result<&Arc<Route>, String> {
+        self.routes.iter().find(|route| route.name() == name).ok_or_else(|| {
+            let known: Vec<&str> = self.routes.iter().map(|route| route.name()).collect();
+            format!("no route {name:?}; there are: {}", known.join(", "))
+        })
+    }
+}
+
+/// A token, with the white space around it taken off. `None` reads stdin.
+///
+/// # Errors
+/// It can't be read, or is too long for any token.
+pub fn token(file: Option<&Path>) -> Result<Secret, String> {
+    let mut text = zeroize::Zeroizing::new(String::new());
+    // Room for a line end or two beyond the longest token.
+    let limit = MAX_TOKEN as u64 + 16;
+    let (name, read) = match file {
+        Some(file) => (
+            file.display().to_string(),
+            std::fs::File::open(file).and_then(|file| file.take(limit).read_to_string(&mut text)),
+        ),
+        None => ("stdin".to_owned(), io::stdin().take(limit).read_to_string(&mut text)),
+    };
+    read.map_err(|error| format!("cannot read a token from {name}: {error}"))?;
+    match text.trim() {
+        "" => Err(format!("{name} holds no token")),
+        token if token.len() > MAX_TOKEN => Err(format!("{name} holds more than {MAX_TOKEN} bytes, which is no token")),
+        token => Ok(Secret::new(token)),
+    }
+}
