@@ -227,7 +227,10 @@ impl Authenticator {
     }
 
     fn completed(&self, route: &RouteAuth, given: &Map<String, Value>) -> (Map<String, Value>, Vec<&'static str>) {
-        let issuer = self.issued_by(route).next().map(|identity| identity.issuer.as_str());
+        let issuer = self
+            .issued_by(route)
+            .next()
+            .map(|voucher| voucher.identity.issuer.as_str());
         let defaults = [
             ("iss", issuer.map(Value::from)),
             ("aud", Some(Value::from(route.resource.as_str()))),
@@ -245,28 +248,34 @@ impl Authenticator {
     }
 
     /// The route's identities that have an issuer.
-    fn issued_by(&self, route: &RouteAuth) -> impl Iterator<Item = &Arc<Identity>> {
+    fn issued_by(&self, route: &RouteAuth) -> impl Iterator<Item = &Voucher> {
         let named = route.identities.iter().filter_map(|name| self.voucher(name));
         named
-            .filter(|(_, voucher)| !matches!(voucher.means, Means::ApiKeys(_)))
-            .map(|(_, voucher)| &voucher.identity)
+            .map(|(_, voucher)| voucher)
+            .filter(|voucher| !matches!(voucher.means, Means::ApiKeys(_)))
     }
 
     fn believed(&self, route: &RouteAuth, claims: Map<String, Value>) -> Result<Arc<Principal>, TokenFault> {
         let issuer = claims.get("iss").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let identity = self
+        let voucher = self
             .issued_by(route)
-            .find(|identity| identity.issuer == issuer)
+            .find(|voucher| voucher.identity.issuer == issuer)
             .ok_or(TokenFault::Issuer)?;
-        let now = self.clock.now();
-        let mut verified = verify::believe(identity, claims, 0, now)?;
+        let (identity, now) = (&voucher.identity, self.clock.now());
+        let verified = match &voucher.means {
+            Means::Introspection(introspector) => introspector.supposed(claims)?,
+            _ => {
+                let mut verified = verify::believe(identity, claims, 0, now)?;
+                let principal = Arc::get_mut(&mut verified.principal).expect("a new principal has one owner");
+                principal.granted = self.roles.of(principal);
+                Arc::new(verified)
+            }
+        };
         verified.check(identity, route, now)?;
         if matches!(identity.dpop, Some(Dpop::Required | Dpop::Nonce)) && verified.binding.key.is_none() {
             return Err(TokenFault::Unbound);
         }
-        let principal = Arc::get_mut(&mut verified.principal).expect("a new principal has one owner");
-        principal.granted = self.roles.of(principal);
-        Ok(verified.principal)
+        Ok(verified.principal.clone())
     }
 
     /// What each identity of a route has to do with a caller; `vouched` is the one that the real decision named.

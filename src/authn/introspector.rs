@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use moka::future::Cache;
 use rustls::RootCertStore;
+use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
 use super::cache::TokenHash;
@@ -173,6 +174,12 @@ impl Introspector {
                 }
             }
         }
+    }
+
+    /// What would be made of these claims, had the issuer answered them.
+    pub(super) fn supposed(&self, claims: Map<String, Value>) -> Result<Arc<Verified>, TokenFault> {
+        let believed = self.believed(Answer::Active(claims, 0), self.clock.now());
+        believed.map(|(verified, _)| verified)
     }
 
     fn believed(&self, answer: Answer, now: UnixSeconds) -> Result<(Arc<Verified>, usize), TokenFault> {

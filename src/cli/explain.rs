@@ -284,9 +284,14 @@ impl Explanation {
                 by: line.map(|line| format!("roles.{name}[{line}] {}", roles.sources(role)[line])),
             })
             .collect();
-        let required = decision.required_scopes().unwrap_or(policy.required_scopes());
-        self.required_scopes = required.to_vec();
-        self.missing_scopes = lacks(required, principal).cloned().collect();
+        self.required_scopes = match (&decision, decision.rule()) {
+            (Decision::Allowed(_), Some(rule)) => {
+                let by_rule = &policy.sources(rule.list).unwrap_or_default()[rule.index].scopes;
+                policy.required_scopes().iter().chain(by_rule).cloned().collect()
+            }
+            _ => decision.required_scopes().unwrap_or(policy.required_scopes()).to_vec(),
+        };
+        self.missing_scopes = lacks(&self.required_scopes, principal).cloned().collect();
         let mut lists: Vec<&'static str> = heard.iter().map(|(_, rule, _)| rule.list).chain(list).collect();
         lists.sort_unstable();
         lists.dedup();
@@ -515,15 +520,146 @@ async fn answer(
     let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     let said = |value: &Value| value.as_str().map(str::to_owned);
+    let challenges = head.headers.get_all(WWW_AUTHENTICATE).iter();
+    let challenges: Vec<&str> = challenges.filter_map(|challenge| challenge.to_str().ok()).collect();
     Answer {
         client: "2026-07-28",
         status: head.status.as_u16(),
         code: body["error"]["code"].as_i64(),
         message: said(&body["error"]["message"]).or_else(|| said(&body["result"]["content"][0]["text"])),
-        challenge: head
-            .headers
-            .get(WWW_AUTHENTICATE)
-            .and_then(|challenge| challenge.to_str().ok())
-            .map(str::to_owned),
+        challenge: (!challenges.is_empty()).then(|| challenges.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, Method};
+    use jsonwebtoken::{Algorithm, EncodingKey, Header};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::authn::Sender;
+    use crate::config::SealKey;
+    use crate::session::Sealer;
+
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+    /// What a request with this token would be told: the reason of authentication, else of policy.
+    async fn really(deciders: &Deciders, token: &str, tool: &str, args: &Option<Object>) -> (bool, &'static str) {
+        let route = &deciders.routes[0];
+        let mut headers = HeaderMap::new();
+        headers.insert("authorization", format!("Bearer {token}").parse().unwrap());
+        let sealer = Sealer::new(&[SealKey(zeroize::Zeroizing::new([7; 32]))]);
+        let sender = Sender {
+            method: &Method::POST,
+            target: &route.resource,
+            certificate: None,
+            sealer: &sealer,
+        };
+        let caller = match deciders
+            .authenticator
+            .authenticate(&route.auth, &headers, &sender)
+            .await
+        {
+            Ok(caller) => caller.principal,
+            Err(error) => return (false, error.reason()),
+        };
+        let mut message = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool}});
+        if let Some(args) = args {
+            message["params"]["arguments"] = args.clone().into();
+        }
+        let payload = mcp::parse(&message.to_string().into()).unwrap();
+        let policy = &route.config.policy;
+        let verdict = policy.authorize(&caller, route.name(), &payload, deciders.clock.now());
+        (verdict.permit.is_some(), verdict.decisions[0].reason())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn what_is_explained_is_what_is_decided(
+            rules in prop::collection::vec((
+                any::<bool>(),
+                prop::sample::select(vec!["get_*", "put_*", "*", "get_a", "put_b"]),
+                prop::option::of(prop::sample::select(vec!["reader", "editor"])),
+                prop::option::of(prop::sample::select(vec!["p", "q"])),
+                prop::option::of(prop::sample::select(vec!["args.id > 1", "principal.subject == 'ada'"])),
+            ), 0..5),
+            needed in prop::option::of(Just("base")),
+            scopes in prop::sample::subsequence(vec!["base", "read", "p", "q"], 0..=4),
+            (editor, wrong) in (any::<bool>(), prop_oneof![
+                6 => Just(None),
+                1 => prop::sample::select(vec!["iss", "aud", "exp", "sub", "cnf"]).prop_map(Some),
+            ]),
+            (tool, id) in (prop::sample::select(vec!["get_a", "put_b", "drop"]), prop::option::of(0..4)),
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let rules: Vec<Value> = rules.iter().map(|(deny, glob, to, scope, when)| {
+                let mut rule = Object::new();
+                rule.insert(if *deny { "deny" } else { "allow" }.to_owned(), json!([glob]));
+                to.map(|to| rule.insert("to".to_owned(), json!([to])));
+                scope.map(|scope| rule.insert("scopes".to_owned(), json!([scope])));
+                when.map(|when| rule.insert("when".to_owned(), when.into()));
+                rule.into()
+            }).collect();
+            let config = json!({
+                "listen": {"address": "127.0.0.1:0", "public_url": "http://127.0.0.1:1"},
+                "identity": {"corp": {"issuer": "https://login.example.com", "shared_secret": SECRET}},
+                "roles": {"reader": ["scope:read"], "editor": ["role:editor"]},
+                "routes": {"notes": {
+                    "path": "/notes/mcp", "upstream": "http://127.0.0.1:1/mcp", "identity": ["corp"],
+                    "scopes": needed.iter().collect::<Vec<_>>(), "tools": {"rules": rules},
+                }},
+            });
+            let file = directory.path().join("gate.yaml");
+            std::fs::write(&file, config.to_string()).unwrap();
+            // Some rules can never hold, which the configuration refuses.
+            let Ok(deciders) = Deciders::load(&file) else { return Ok(()) };
+            let mut claims = json!({
+                "iss": "https://login.example.com", "aud": "http://127.0.0.1:1/notes/mcp", "sub": "ada",
+                "exp": deciders.clock.now() + 600, "scope": scopes.join(" "),
+                "roles": if editor { vec!["editor"] } else { vec![] },
+            });
+            match wrong {
+                Some("exp") => claims["exp"] = json!(1),
+                Some("sub") => claims["sub"] = json!(""),
+                Some("cnf") => claims["cnf"] = json!({"kid": "x"}),
+                Some(name) => claims[name] = json!("https://other.example"),
+                None => {}
+            }
+            let key = EncodingKey::from_secret(SECRET.as_bytes());
+            let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap();
+            let token_file = directory.path().join("token");
+            std::fs::write(&token_file, &token).unwrap();
+            let args = id.map(|id| object(&json!({"id": id}).to_string()).unwrap());
+            let explain = |token_file, claims| Explain {
+                config: file.clone(),
+                route: "notes".to_owned(),
+                tool: Some(tool.to_owned()),
+                resource: None,
+                prompt: None,
+                method: None,
+                args: args.clone(),
+                token_file,
+                claims,
+                api_key_file: None,
+                json: false,
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let real = really(&deciders, &token, tool, &args).await;
+                let claims = claims.as_object().cloned();
+                for explain in [explain(Some(token_file.clone()), None), explain(None, claims)] {
+                    let told = explain.explain().await.unwrap();
+                    prop_assert_eq!((told.decision.allowed, told.decision.reason), real);
+                    prop_assert_eq!(told.answers.is_empty(), real.0);
+                    let decides: Vec<_> = told.rules.iter().filter(|rule| rule.decides).collect();
+                    prop_assert_eq!(decides.first().map(|rule| rule.rule.clone()), told.decision.rule.clone());
+                    let by_match = matches!(told.decision.reason, "rule" | "deny_rule");
+                    prop_assert!(decides.iter().all(|rule| rule.matches == by_match), "{}", told.text());
+                }
+                Ok(())
+            })?;
+        }
     }
 }

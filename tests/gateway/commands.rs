@@ -115,6 +115,134 @@ async fn check_says_all_that_is_wrong_at_once() {
     }
 }
 
+const GUARDED: &str = "listen: {address: \"127.0.0.1:0\", public_url: \"http://127.0.0.1:1\"}
+identity:
+  corp: {issuer: \"https://login.example.com\", shared_secret: 0123456789abcdef0123456789abcdef}
+  down: {issuer: \"http://127.0.0.1:1\"}
+roles: {reader: [\"scope:read\"]}
+routes:
+  notes:
+    path: /notes/mcp
+    upstream: \"http://127.0.0.1:1/mcp\"
+    identity: [corp, down]
+    tools: {rules: [{allow: \"get_*\", to: reader}, {deny: \"drop_*\"}, {allow: \"put_*\", scopes: [write]}]}
+";
+
+#[tokio::test]
+async fn explain_tells_the_decision_and_exits_by_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::write(directory.path().join("portcullis.yaml"), GUARDED).expect("a file");
+    let ada = r#"{"sub":"ada","scope":"read"}"#;
+    for (tool, claims, code, rule, status) in [
+        ("get_note", Some(ada), 0, Some("tools.rules[0]"), None),
+        ("drop_all", Some(ada), 1, Some("tools.rules[1]"), Some((403, 40300))),
+        ("put_note", Some(ada), 1, Some("tools.rules[2]"), Some((403, 40301))),
+        ("other", Some(ada), 1, None, Some((403, 40300))),
+        ("get_note", None, 1, None, Some((401, 40100))),
+    ] {
+        let mut arguments = vec!["explain", "--route", "notes", "--json", "--tool", tool];
+        arguments.extend(claims.map(|claims| ["--claims", claims]).into_iter().flatten());
+        let (exit, out, err) = run(directory.path(), &arguments).await;
+        assert_eq!(exit, Some(code), "{tool}: {out}{err}");
+        let told: Value = serde_json::from_str(&out).expect("JSON");
+        assert_eq!(told["decision"]["rule"].as_str(), rule, "{out}");
+        assert_eq!(told["decision"]["allowed"], code == 0, "{out}");
+        let answer = &told["answers"][0];
+        let answer = answer["status"].as_u64().zip(answer["code"].as_i64());
+        assert_eq!(answer, status, "{out}");
+    }
+    let (exit, out, _) = run(
+        directory.path(),
+        &["explain", "--route", "notes", "--tool", "get_x", "--claims", ada],
+    )
+    .await;
+    assert_eq!(exit, Some(0));
+    for line in [
+        "+ corp: it vouches for this caller",
+        "- down: another identity vouches",
+        "+ reader: by roles.reader[0] scope:read",
+        "+ tools.rules[0] allow get_*; to reader: matches  <- decides",
+        "decision: allowed (rule, by tools.rules[0])",
+    ] {
+        assert!(out.contains(line), "{line} is not in {out}");
+    }
+    for misuse in [
+        &["explain", "--route", "absent"][..],
+        &["explain", "--route", "notes", "--tool", "a", "--prompt", "b"],
+        &["explain", "--route", "notes", "--claims", "[]"],
+        &["explain", "--route", "notes", "--token-file", "absent"],
+        &["explain", "--route", "notes", "--config", "absent.yaml"],
+    ] {
+        let (exit, out, err) = run(directory.path(), misuse).await;
+        assert_eq!((exit, &*out), (Some(2), ""), "{misuse:?}");
+        assert!(!err.is_empty(), "{misuse:?}");
+    }
+}
+
+#[tokio::test]
+async fn token_inspect_tells_every_check_and_never_the_token() {
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::write(directory.path().join("portcullis.yaml"), GUARDED).expect("a file");
+    // {"alg":"HS256"}; {"iss":"https://login.example.com","sub":"ada","exp":1}; a signature by nobody.
+    let header = "eyJhbGciOiJIUzI1NiJ9";
+    let corp = "eyJpc3MiOiJodHRwczovL2xvZ2luLmV4YW1wbGUuY29tIiwic3ViIjoiYWRhIiwiZXhwIjoxfQ";
+    let signature = "c2lnbmF0dXJlLWJ5LW5vYm9keS1hdC1hbGw";
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).expect("a file");
+    write("token", &format!("{header}.{corp}.{signature}\n"));
+    // {"alg":"RS256"}; {"iss":"http://127.0.0.1:1","sub":"ada"}
+    let down = "eyJpc3MiOiJodHRwOi8vMTI3LjAuMC4xOjEiLCJzdWIiOiJhZGEifQ";
+    write("down", &format!("eyJhbGciOiJSUzI1NiJ9.{down}.{signature}"));
+    write("opaque", "opaque");
+    let with = |file: &'static str| ["token", "inspect", "--config", "portcullis.yaml", "--file", file];
+    for (arguments, code, lines) in [
+        (
+            &with("token")[..],
+            1,
+            &[
+                "pass  structure",
+                "FAIL  signature",
+                "FAIL  aud",
+                "FAIL  exp",
+                "pass  subject",
+                "refused, signature",
+            ][..],
+        ),
+        (
+            &with("down"),
+            1,
+            &[
+                "FAIL  keys",
+                "can't be fetched",
+                "skip  signature",
+                "refused, keys_unavailable",
+            ],
+        ),
+        (&with("opaque"), 1, &["FAIL  structure", "refused, malformed"]),
+        (&with("portcullis.yaml"), 1, &["FAIL  structure"]),
+        (&with("absent"), 2, &[]),
+        (
+            &["token", "inspect", "--file", "token"],
+            0,
+            &["\"sub\": \"ada\"", "FAIL  exp"],
+        ),
+        (&["token", "inspect", "--file", "opaque"], 1, &["FAIL  structure"]),
+        (&["token", "inspect", "--file", "token", "--route", "notes"], 2, &[]),
+        (&["token", "inspect"], 2, &[]),
+    ] {
+        let (exit, out, err) = run(directory.path(), arguments).await;
+        assert_eq!(exit, Some(code), "{arguments:?}: {out}{err}");
+        for line in lines {
+            assert!(out.contains(line), "{arguments:?}: {line} is not in {out}");
+        }
+        for secret in [header, corp, signature] {
+            assert!(!out.contains(secret) && !err.contains(secret), "{arguments:?}");
+        }
+        if !arguments.contains(&"--config") && code != 2 {
+            assert!(err.contains("nothing was verified"), "{err}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn schema_and_help_are_data() {
     let directory = tempfile::tempdir().expect("a directory");

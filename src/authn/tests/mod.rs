@@ -1,5 +1,6 @@
 //! Hostile tokens and issuers, from the header to the principal.
 
+mod inspect;
 mod introspection;
 mod issuers;
 mod keys;
