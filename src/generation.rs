@@ -222,7 +222,7 @@ pub(crate) fn routes(
                     route: route.name.clone(),
                 },
                 resource_metadata: vouched.then(|| metadata::resource_metadata_url(url, &route.path)),
-                challenge_scopes: route.policy.required_scopes().to_vec(),
+                challenge_scopes: route.asked_scopes(route.policy.required_scopes()),
                 resource,
                 upstream,
                 credential,
@@ -248,7 +248,15 @@ fn well_known(url: &str, routes: &[Arc<Route>], certificates: bool, mirrors: &Mi
         .collect();
     let scopes: Vec<Vec<String>> = routes
         .iter()
-        .map(|route| route.config.policy.scopes_supported())
+        .map(|route| {
+            let scopes = route.config.policy.scopes_supported();
+            // Each issuer's spelling; doubles are left out of the document.
+            let identities = route.config.identities.iter();
+            let issuers = identities.filter(|identity| !identity.issuer.is_empty());
+            issuers
+                .flat_map(|identity| identity.claims.scope_names.asked_all(&scopes))
+                .collect()
+        })
         .collect();
     let documents = routes
         .iter()

@@ -24,7 +24,7 @@ pub struct Route {
     pub auth: RouteAuth,
     /// Where this route's RFC 9728 document is, when it has an issuer.
     pub resource_metadata: Option<String>,
-    /// `scopes_supported`, for challenges.
+    /// The route's scopes as clients ask for them, for challenges.
     pub challenge_scopes: Vec<String>,
     pub upstream: Arc<Upstream>,
     pub credential: CredentialSource,

@@ -2,7 +2,9 @@
 //!
 //! 1. A path is tried as one literal name first (claims are often named by URLs, dots and all), then level by level.
 //! 2. The client is what the client paths say, never what `aud` says (r42).
-//! 3. Scopes are closed over the identity's `implies`, transitively.
+//! 3. Scopes get the names that rules use ([`crate::config::ScopeNames`]), then are closed over the identity's `implies`,
+//!    transitively. What the token itself says is kept beside them.
+//! 4. Roles and groups are texts, or the keys of a map whose values aren't empty (ZITADEL writes role: {org: domain}).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,12 +22,16 @@ pub(super) fn principal(identity: &Identity, claims: Map<String, Value>, expires
         .filter(|subject| !subject.is_empty())?
         .to_owned();
     let token_scopes = first(&claims, &paths.scopes).map_or_else(Vec::new, words);
+    let named: Vec<String> = token_scopes
+        .iter()
+        .filter_map(|scope| paths.scope_names.named(scope))
+        .collect();
     Some(Principal {
         identity: Some(identity.name.clone()),
         issuer: identity.issuer.clone(),
         subject,
         client: first(&claims, &paths.client).and_then(Value::as_str).map(str::to_owned),
-        scopes: closed(&token_scopes, &identity.implies),
+        scopes: closed(&named, &identity.implies),
         token_scopes,
         roles: first(&claims, &paths.roles).map_or_else(Vec::new, names),
         groups: first(&claims, &paths.groups).map_or_else(Vec::new, names),
@@ -33,11 +39,31 @@ pub(super) fn principal(identity: &Identity, claims: Map<String, Value>, expires
         granted: Default::default(),
         expires: Some(expires),
         generation: 0,
+        scope_names: paths.scope_names.clone(),
         scope_upgrade_endpoint: identity.scope_upgrade_endpoint.clone(),
     })
 }
 
-fn first<'a>(claims: &'a Map<String, Value>, paths: &[String]) -> Option<&'a Value> {
+/// Whether the claims say everything that the identity requires.
+pub(super) fn has_required(identity: &Identity, claims: &Map<String, Value>) -> bool {
+    identity.claims.require.iter().all(|(path, accepted)| {
+        let says = |value: &Value| {
+            let text = match value {
+                Value::String(text) => text.clone(),
+                Value::Bool(_) | Value::Number(_) => value.to_string(),
+                _ => return false,
+            };
+            !text.is_empty() && accepted.iter().any(|accepted| accepted == "*" || *accepted == text)
+        };
+        at(claims, path).is_some_and(|value| match value {
+            Value::Array(values) => values.iter().any(says),
+            value => says(value),
+        })
+    })
+}
+
+/// The first of these paths that exists.
+pub(super) fn first<'a>(claims: &'a Map<String, Value>, paths: &[String]) -> Option<&'a Value> {
     paths.iter().find_map(|path| at(claims, path))
 }
 
@@ -70,11 +96,20 @@ fn words(value: &Value) -> Vec<String> {
     }
 }
 
-/// One name, or an array of names, which may hold spaces.
+/// One name, an array of names, or a map by names; they may hold spaces.
 fn names(value: &Value) -> Vec<String> {
     match value {
         Value::String(name) => vec![name.clone()],
         Value::Array(items) => items.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        Value::Object(members) => members
+            .iter()
+            .filter(|(_, value)| match value {
+                // `admin: false` or `admin: {}` is nobody's grant.
+                Value::Object(value) => !value.is_empty(),
+                value => value.as_bool() == Some(true),
+            })
+            .map(|(name, _)| name.clone())
+            .collect(),
         _ => Vec::new(),
     }
 }
@@ -141,9 +176,14 @@ mod tests {
             "https://example.com/roles": ["a"],
             "resource_access": {"my.app": {"roles": ["b"]}},
             "plain": {"roles": "c"},
+            "by": {"https://example.com/groups": ["d"]},
+            "resource_access.flat.roles": ["e"],
         }));
         assert_eq!(at(&claims, "https://example.com/roles"), Some(&json!(["a"])));
         assert_eq!(at(&claims, "resource_access.my.app.roles"), Some(&json!(["b"])));
+        assert_eq!(at(&claims, "by.https://example.com/groups"), Some(&json!(["d"])));
+        assert_eq!(at(&claims, "resource_access.flat.roles"), Some(&json!(["e"])));
+        assert_eq!(at(&claims, "resource_access.my-app.roles"), None);
         assert_eq!(at(&claims, "plain.roles"), Some(&json!("c")));
         assert_eq!(at(&claims, "plain.roles.deeper"), None);
         assert_eq!(at(&claims, "absent"), None);
@@ -154,6 +194,52 @@ mod tests {
         assert_eq!(words(&json!("a b")), ["a", "b"]);
         assert_eq!(words(&json!(["a", "b c", 3])), ["a", "b", "c"]);
         assert!(words(&json!({"a": 1})).is_empty());
+    }
+
+    #[test]
+    fn roles_come_as_texts_or_as_the_keys_of_a_map() {
+        let granted = json!({"editor": {"4711": "corp.example"}, "viewer": true});
+        assert_eq!(names(&granted), ["editor", "viewer"]);
+        let withheld = json!({"admin": false, "owner": null, "root": {}, "su": 1, "op": "no", "wheel": []});
+        assert!(names(&withheld).is_empty());
+        assert_eq!(names(&json!(["a b", 7, null])), ["a b"]);
+        assert!(names(&json!(7)).is_empty());
+    }
+
+    #[test]
+    fn scopes_are_named_before_they_imply_others() {
+        let mut corp = identity("corp", "https://login.example.com");
+        corp.claims.scope_names.prefixes = vec!["api/".to_owned()];
+        corp.implies = BTreeMap::from([("all".to_owned(), vec!["notes.read".to_owned()])]);
+        let ada = principal(&corp, map(json!({"sub": "ada", "scope": "api/all all openid"})), 0).unwrap();
+        assert_eq!(ada.scopes, ["all", "notes.read"]);
+        assert_eq!(ada.token_scopes, ["api/all", "all", "openid"]);
+        let ada = principal(&corp, map(json!({"sub": "ada", "scope": "crm/all notes.read"})), 0).unwrap();
+        assert!(ada.scopes.is_empty(), "{:?}", ada.scopes);
+    }
+
+    #[test]
+    fn required_claims_are_there_and_say_it() {
+        let mut corp = identity("corp", "https://login.example.com");
+        let texts = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+        corp.claims.require = BTreeMap::from([
+            ("hd".to_owned(), texts(&["a.example", "b.example"])),
+            ("org.id".to_owned(), texts(&["*"])),
+        ]);
+        for (claims, good) in [
+            (json!({"hd": "b.example", "org": {"id": "x"}}), true),
+            (json!({"hd": ["z", "a.example"], "org": {"id": 7}}), true),
+            (json!({"hd": "c.example", "org": {"id": "x"}}), false),
+            (json!({"hd": "*", "org": {"id": "x"}}), false),
+            (json!({"org": {"id": "x"}}), false),
+            (json!({"hd": "a.example"}), false),
+            (json!({"hd": "a.example", "org": {"id": ""}}), false),
+            (json!({"hd": "a.example", "org": {"id": null}}), false),
+            (json!({"hd": "a.example", "org": {"id": []}}), false),
+            (json!({"hd": {"a.example": 1}, "org": {"id": "x"}}), false),
+        ] {
+            assert_eq!(has_required(&corp, &map(claims.clone())), good, "{claims}");
+        }
     }
 
     #[test]

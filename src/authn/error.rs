@@ -95,6 +95,8 @@ pub enum TokenFault {
     NotYetValid,
     /// The mapped subject is missing or empty.
     Subject,
+    /// A claim that the identity requires is missing or says something else.
+    Required,
     /// The issuer says that it isn't active (RFC 7662 section 2.2): revoked, over, or never issued.
     Inactive,
     /// No API key of this route's identities.
@@ -133,6 +135,7 @@ impl TokenFault {
             Self::Times => "times",
             Self::NotYetValid => "not_yet_valid",
             Self::Subject => "subject",
+            Self::Required => "required_claim",
             Self::Inactive => "inactive",
             Self::UnknownApiKey => "unknown_api_key",
         }

@@ -460,7 +460,7 @@ impl Authenticator {
         routes: &[&RouteAuth],
         claims: &Map<String, Value>,
     ) {
-        let Ok(audiences) = verify::audiences(claims) else {
+        let Ok(audiences) = verify::audiences(identity, claims) else {
             return report.say("aud", Verdict::Fail, "missing, or no string and no array of strings");
         };
         let Some(identity) = identity else {

@@ -146,18 +146,6 @@ impl Endpoint {
         if claims.contains_key("cnf") || kind("token_type") == Some(Some("dpop".to_owned())) {
             return Err(TokenFault::Bound);
         }
-        // `token_type` is RFC 7662's; `token_use` and `typ` are where issuers tell refresh and ID tokens apart.
-        let is_access_token = |kind: Option<Option<String>>| match kind {
-            None => true,
-            Some(None) => false,
-            Some(Some(kind)) => matches!(&*kind, "bearer" | "access" | "access_token" | "at+jwt" | "jwt"),
-        };
-        if !["token_type", "token_use", "typ"]
-            .into_iter()
-            .all(|key| is_access_token(kind(key)))
-        {
-            return Err(TokenFault::Type);
-        }
         if !claims.contains_key("aud") && !self.default_audiences.is_empty() {
             claims.insert("aud".to_owned(), self.default_audiences.clone().into());
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::clock::UnixSeconds;
+use crate::config::ScopeNames;
 use crate::policy::RoleSet;
 
 /// Who is calling, as far as the gateway's policy is concerned.
@@ -31,6 +32,8 @@ pub struct Principal {
     /// What this principal rests on: the generation of the key set that verified the token, or the number of the API key.
     /// [`super::Authenticator::stands`] says whether it still holds.
     pub generation: u64,
+    /// How this identity's issuer spells scopes.
+    pub scope_names: ScopeNames,
     /// Where this identity's users can get more scopes.
     pub scope_upgrade_endpoint: Option<String>,
 }

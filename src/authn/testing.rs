@@ -49,6 +49,7 @@ pub(crate) fn identity(name: &str, issuer: &str) -> Identity {
         algorithms: vec![RS256, PS256, ES256, ES384, EdDSA],
         audiences: Vec::new(),
         claims: ClaimPaths::default(),
+        id_tokens: false,
         ca: None,
         implies: Default::default(),
         scope_upgrade_endpoint: None,

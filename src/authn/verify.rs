@@ -7,7 +7,9 @@
 //! 4. `jku`, `x5u`, `jwk` and their like are ignored: a token doesn't bring its own keys (RFC 8725 section 3.10).
 //! 5. A `cnf` binds the token to a key (`jkt`, RFC 9449) or a certificate (`x5t#S256`, RFC 8705); one with any other
 //!    member is refused: unbound use is what it forbids (RFC 7800).
-//! 6. `aud` and `exp` are required; 60 s of leeway for `exp`, `nbf` and `iat`.
+//! 6. What its claims say is no access token is refused, unless the identity takes ID tokens, which are otherwise told by
+//!    `at_hash` too (OpenID Connect Core section 3.1.3.6); and what lacks a claim that the identity requires.
+//! 7. `aud`, or the claim that stands for it, and `exp` are required; 60 s of leeway for `exp`, `nbf` and `iat`.
 
 use std::sync::Arc;
 
@@ -165,7 +167,13 @@ pub(super) fn believe(
     generation: u64,
     now: UnixSeconds,
 ) -> Result<Verified, TokenFault> {
-    let audiences = audiences(&claims)?;
+    if !is_access_token(&claims, identity.id_tokens) {
+        return Err(TokenFault::Type);
+    }
+    if !super::claims::has_required(identity, &claims) {
+        return Err(TokenFault::Required);
+    }
+    let audiences = audiences(identity, &claims)?;
     let expires = expires(&claims)?;
     let not_before = not_before(&claims)?;
     issued(&claims, now)?;
@@ -285,9 +293,26 @@ fn is_access_token_type(typ: &Value) -> bool {
     })
 }
 
-pub(super) fn audiences(claims: &Map<String, Value>) -> Result<Vec<String>, TokenFault> {
+/// `token_type` is RFC 7662's; `token_use` (Cognito) and `typ` (Keycloak) are where issuers tell refresh and ID tokens
+/// apart. Keycloak calls one that is bound by `cnf` DPoP.
+pub(super) fn is_access_token(claims: &Map<String, Value>, id_tokens: bool) -> bool {
+    let says_so = |key: &str| match claims.get(key) {
+        None => true,
+        Some(Value::String(kind)) => match &*kind.to_ascii_lowercase() {
+            "bearer" | "access" | "access_token" | "at+jwt" | "jwt" => true,
+            "dpop" => claims.contains_key("cnf"),
+            "id" | "id_token" => id_tokens,
+            _ => false,
+        },
+        Some(_) => false,
+    };
+    ["token_type", "token_use", "typ"].into_iter().all(says_so)
+        && (id_tokens || !["at_hash", "c_hash"].into_iter().any(|key| claims.contains_key(key)))
+}
+
+pub(super) fn audiences(identity: &Identity, claims: &Map<String, Value>) -> Result<Vec<String>, TokenFault> {
     let one = |value: &Value| value.as_str().map(str::to_owned);
-    match claims.get("aud") {
+    match super::claims::first(claims, &identity.claims.audience) {
         Some(Value::Array(audiences)) => audiences.iter().map(one).collect(),
         Some(value) => one(value).map(|audience| vec![audience]),
         None => None,

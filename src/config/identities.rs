@@ -32,6 +32,7 @@ pub(super) fn identity(name: &str, section: &Section<'_>, directory: &Path) -> O
             algorithms: Vec::new(),
             audiences: Vec::new(),
             claims: ClaimPaths::default(),
+            id_tokens: false,
             ca: None,
             implies: BTreeMap::new(),
             scope_upgrade_endpoint: None,
@@ -99,24 +100,17 @@ pub(super) fn identity(name: &str, section: &Section<'_>, directory: &Path) -> O
         }
     }
     let audiences = section.texts("audiences", "Accepted in `aud` besides the route's resource URL.");
-    let defaults = ClaimPaths::default();
     let claims = section.section(
         "claims",
         "Where attributes stand: dotted paths, the first that exists wins.",
-        |claims| {
-            let paths = |key, about: &str, default: Vec<String>| {
-                let given = values(claims.texts(key, about));
-                if given.is_empty() { default } else { given }
-            };
-            ClaimPaths {
-                subject: paths("subject", "Default sub.", defaults.subject),
-                scopes: paths("scopes", "Default scope, scp.", defaults.scopes),
-                roles: paths("roles", "Default roles.", defaults.roles),
-                groups: paths("groups", "Default groups.", defaults.groups),
-                client: paths("client", "Default client_id, azp.", defaults.client),
-            }
-        },
+        super::claims::claims,
     );
+    let id_tokens = section
+        .flag(
+            "id_tokens",
+            "Let ID tokens in as well, where the issuer gives clients no other JWT.",
+        )
+        .unwrap_or(false);
     let ca = path(
         section,
         "ca",
@@ -165,6 +159,7 @@ pub(super) fn identity(name: &str, section: &Section<'_>, directory: &Path) -> O
         algorithms,
         audiences: values(audiences),
         claims,
+        id_tokens,
         ca,
         implies,
         scope_upgrade_endpoint: scope_upgrade_endpoint.map(|at| at.value),

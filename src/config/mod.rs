@@ -1,9 +1,10 @@
 //! The validated configuration: what the rest of the gateway may rely on without checking again.
 //!
 //! `tree.rs` reads YAML with places and interpolates, `raw.rs` reads that key by key and describes itself as a JSON Schema,
-//! `load.rs` and a file a section (`identities.rs`, `routes.rs`, `upstreams.rs`) make a [`Config`] of it once, collecting
+//! `load.rs` and a file a section (`identities.rs`, `claims.rs`, `routes.rs`, `upstreams.rs`) make a [`Config`] of it once, collecting
 //! every error; `values.rs` knows single values.
 
+mod claims;
 mod diagnostic;
 #[cfg(test)]
 mod exact;
@@ -19,6 +20,7 @@ mod upstreams;
 mod values;
 pub mod watch;
 
+pub use claims::{ClaimPaths, ScopeNames};
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub use load::Loaded;
 pub use network::Network;
@@ -179,6 +181,8 @@ pub struct Identity {
     /// Accepted besides the route's resource URL.
     pub audiences: Vec<String>,
     pub claims: ClaimPaths,
+    /// ID tokens are let in too, where the issuer gives clients no other JWT.
+    pub id_tokens: bool,
     /// PEM bundle trusted for this issuer's TLS, instead of the system's roots.
     pub ca: Option<PathBuf>,
     /// Scope hierarchy: a scope and what it implies (closed transitively when a principal is made).
@@ -233,29 +237,6 @@ pub struct ApiKeys {
     pub keys: Vec<ApiKey>,
 }
 
-/// Where a principal's attributes stand in the claims; each a dotted path, the first that exists wins.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClaimPaths {
-    pub subject: Vec<String>,
-    pub scopes: Vec<String>,
-    pub roles: Vec<String>,
-    pub groups: Vec<String>,
-    pub client: Vec<String>,
-}
-
-impl Default for ClaimPaths {
-    fn default() -> Self {
-        let paths = |names: &[&str]| names.iter().map(ToString::to_string).collect();
-        Self {
-            subject: paths(&["sub"]),
-            scopes: paths(&["scope", "scp"]),
-            roles: paths(&["roles"]),
-            groups: paths(&["groups"]),
-            client: paths(&["client_id", "azp"]),
-        }
-    }
-}
-
 /// One public MCP endpoint.
 pub struct Route {
     pub name: Arc<str>,
@@ -275,6 +256,16 @@ pub struct Route {
     pub denials: Denials,
     /// HTTP+SSE messages may come without their bearer (r04).
     pub bearerless_messages: bool,
+}
+
+impl Route {
+    /// These scopes as a caller whom nobody knows yet asks for them: of the first issuer that clients are told.
+    pub fn asked_scopes(&self, scopes: &[String]) -> Vec<String> {
+        match self.identities.iter().find(|identity| !identity.issuer.is_empty()) {
+            Some(identity) => identity.claims.scope_names.asked_all(scopes),
+            None => scopes.to_vec(),
+        }
+    }
 }
 
 /// What each principal may have of a route; nothing configured is no limit.

@@ -127,6 +127,9 @@ fn the_reference_holds_every_key_and_no_other() {
         "mcp:admin",
         "zitadel",
         "robots",
+        ":",
+        "org",
+        "email_verified",
     ]
     .map(str::to_owned)
     .into();
@@ -705,5 +708,70 @@ proptest! {
         let _ = parse(&text);
         let cut = (0..=cut).rev().find(|at| REFERENCE.is_char_boundary(*at)).expect("0 is one");
         let _ = parse(&format!("{}{garbage}{}", &REFERENCE[..cut], &REFERENCE[cut..]));
+    }
+}
+
+#[test]
+fn claims_are_mapped_only_in_ways_that_mean_something() {
+    let directory = secrets();
+    let with = |keys: &str| {
+        let text = format!(
+            "identity: {{a: {{issuer: 'https://h', {keys}}}}}\nroutes: {{r: {{path: /mcp, upstream: 'http://127.0.0.1:1/mcp'}}}}"
+        );
+        Config::parse(&text, "p.yaml", directory.path(), &env).map(|loaded| loaded.config)
+    };
+    let good = "id_tokens: true, claims: {audience: [aud, client_id], scope_prefixes: ['api/', ''], \
+                scope_separators: {':': '.'}, require: {hd: example.com, tid: [a, '*']}}";
+    let identity = with(good).map(|config| config.identities[0].clone());
+    let identity = identity.unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(identity.id_tokens);
+    assert_eq!(identity.claims.audience, ["aud", "client_id"]);
+    assert_eq!(identity.claims.scope_names.asked("x.y"), "api/x:y");
+    assert_eq!(identity.claims.require["hd"], ["example.com"]);
+    assert_eq!(identity.claims.require["tid"], ["a", "*"]);
+    for (bad, expected) in [
+        (
+            "claims: {scope_prefixes: ['a b']}",
+            "identity.a.claims.scope_prefixes[0]: ",
+        ),
+        (
+            "claims: {scope_separators: [':']}",
+            "identity.a.claims.scope_separators: this must map",
+        ),
+        (
+            "claims: {scope_separators: {'::': '.'}}",
+            "identity.a.claims.scope_separators: this must map",
+        ),
+        (
+            "claims: {scope_separators: {':': ''}}",
+            "identity.a.claims.scope_separators: this must map",
+        ),
+        (
+            "claims: {scope_separators: {':': 'x'}}",
+            "identity.a.claims.scope_separators: this must map",
+        ),
+        (
+            "claims: {scope_separators: {':': ' '}}",
+            "identity.a.claims.scope_separators: this must map",
+        ),
+        ("claims: {require: hd}", "identity.a.claims.require: this must map"),
+        (
+            "claims: {require: {hd: []}}",
+            "identity.a.claims.require: this must map",
+        ),
+        (
+            "claims: {require: {hd: ''}}",
+            "identity.a.claims.require: this must map",
+        ),
+        (
+            "claims: {require: {hd: {a: b}}}",
+            "identity.a.claims.require: this must map",
+        ),
+        ("id_tokens: yes", "identity.a.id_tokens: "),
+    ] {
+        let Err(errors) = with(bad) else {
+            panic!("{bad} is let through")
+        };
+        assert!(errors.to_string().contains(expected), "{bad}: {errors}");
     }
 }

@@ -260,13 +260,18 @@ fn forbidden(rejection: &Rejection, refused: &Refused, journey: &Journey) -> Fai
     let mut failure = Failure::new(StatusCode::FORBIDDEN, codes::FORBIDDEN, rejection);
     if let (Some(required), Some(route)) = (refused.first().required_scopes(), journey.route.get()) {
         failure.code = codes::INSUFFICIENT_SCOPE;
+        let principal = journey.principal.get();
+        let scopes = match principal.filter(|principal| !principal.is_anonymous()) {
+            Some(principal) => principal.scope_names.asked_all(required),
+            None => route.config.asked_scopes(required),
+        };
         let challenge = Challenge {
             resource_metadata: route.resource_metadata.as_deref(),
-            scopes: required,
+            scopes: &scopes,
             dpop: None,
         };
         failure.challenges = vec![challenge.insufficient_scope()];
-        failure.data = journey.principal.get().map(|principal| scope_data(required, principal));
+        failure.data = principal.map(|principal| scope_data(&scopes, principal));
     }
     if refused.first().is_malformed() {
         failure.status = StatusCode::BAD_REQUEST;
@@ -275,7 +280,7 @@ fn forbidden(rejection: &Rejection, refused: &Refused, journey: &Journey) -> Fai
     failure
 }
 
-/// What a client needs to step up: the gateway never upgrades for it.
+/// What a client needs to step up, in the issuer's spelling: the gateway never upgrades for it.
 fn scope_data(required: &[String], principal: &Principal) -> Value {
     let scopes = required.join(" ");
     let mut data = json!({
@@ -299,7 +304,7 @@ pub fn refusal(id: Option<&Id>, decision: &Decision, principal: &Principal) -> V
             id,
             codes::INSUFFICIENT_SCOPE,
             &decision.to_string(),
-            Some(&scope_data(required, principal)),
+            Some(&scope_data(&principal.scope_names.asked_all(required), principal)),
         ),
         None if decision.is_malformed() => mcp::error_response(id, codes::INVALID_PARAMS, &decision.to_string(), None),
         None => mcp::error_response(id, codes::FORBIDDEN, &decision.to_string(), None),

@@ -27,6 +27,7 @@ fuzz_target!(|document: &[u8]| {
         algorithms: vec![Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA],
         audiences: Vec::new(),
         claims: ClaimPaths::default(),
+        id_tokens: false,
         ca: None,
         implies: Default::default(),
         scope_upgrade_endpoint: None,

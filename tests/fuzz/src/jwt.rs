@@ -41,6 +41,7 @@ static GATE: LazyLock<Gate> = LazyLock::new(|| {
         algorithms: vec![Algorithm::HS256],
         audiences: Vec::new(),
         claims: ClaimPaths::default(),
+        id_tokens: false,
         ca: None,
         implies: Default::default(),
         scope_upgrade_endpoint: None,
