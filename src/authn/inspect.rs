@@ -460,11 +460,14 @@ impl Authenticator {
         routes: &[&RouteAuth],
         claims: &Map<String, Value>,
     ) {
+        let Some(identity) = identity else {
+            return report.skip(
+                &["aud"],
+                "where it stands, and which are accepted, depends on the identity",
+            );
+        };
         let Ok(audiences) = verify::audiences(identity, claims) else {
             return report.say("aud", Verdict::Fail, "missing, or no string and no array of strings");
-        };
-        let Some(identity) = identity else {
-            return report.skip(&["aud"], "which audiences are accepted depends on the identity");
         };
         let accepting: Vec<&str> = routes
             .iter()
