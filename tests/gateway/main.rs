@@ -7,6 +7,7 @@ mod commands;
 mod demo;
 mod gate;
 mod interop;
+mod issuers;
 mod limits;
 mod mirror;
 mod refusals;
