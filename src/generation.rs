@@ -212,7 +212,8 @@ pub(crate) fn routes(
                 .map_err(|error| StartError::at(&place("upstream"), error))?;
             let credential = CredentialSource::new(&route.name, &route.credential, clock.clone(), metrics)
                 .map_err(|error| StartError::at(&place("credential"), error))?;
-            let resource = metadata::resource_url(url, &route.path);
+            let origin = metadata::origin(url, route.host.as_ref());
+            let resource = metadata::resource_url(&origin, &route.path);
             let vouched = route.identities.iter().any(|identity| !identity.issuer.is_empty());
             Ok(Arc::new(Route {
                 auth: RouteAuth {
@@ -221,7 +222,7 @@ pub(crate) fn routes(
                     resource: resource.clone(),
                     route: route.name.clone(),
                 },
-                resource_metadata: vouched.then(|| metadata::resource_metadata_url(url, &route.path)),
+                resource_metadata: vouched.then(|| metadata::resource_metadata_url(&origin, &route.path)),
                 challenge_scopes: route.asked_scopes(route.policy.required_scopes()),
                 resource,
                 upstream,
@@ -263,6 +264,7 @@ fn well_known(url: &str, routes: &[Arc<Route>], certificates: bool, mirrors: &Mi
         .zip(issuers.iter().zip(&scopes))
         .map(|(route, (issuers, scopes))| ProtectedResource {
             public_url: url,
+            host: route.config.host.as_ref(),
             path: &route.config.path,
             issuers,
             scopes,

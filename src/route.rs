@@ -1,8 +1,9 @@
-//! Path to route: which MCP endpoint a request means.
+//! Host and path to route: which MCP endpoint a request means.
 //!
 //! 1. `{path}` and `{path}/` are the MCP endpoint; `{path}/messages` takes HTTP+SSE messages where the upstream may
 //!    speak that transport.
-//! 2. Paths compare byte for byte: no decoding, no dot segments, no case folding. What isn't a route's path is 404.
+//! 2. A host that routes name has those routes and no others; the routes that name none are on every other host of ours.
+//! 3. Paths compare byte for byte: no decoding, no dot segments, no case folding. What isn't a route's path is 404.
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use crate::upstream::Upstream;
 /// One public MCP endpoint, running.
 pub struct Route {
     pub config: Arc<config::Route>,
-    /// `public_url` + path: the RFC 8707 resource, and what tokens are for.
+    /// `public_url` (on the route's host, when it names one) + path: the RFC 8707 resource, and what tokens are for.
     pub resource: String,
     pub auth: RouteAuth,
     /// Where this route's RFC 9728 document is, when it has an issuer.
@@ -80,7 +81,7 @@ pub struct Routed<B> {
     pub request: Request<B>,
 }
 
-/// Finds routes by path.
+/// Finds routes by host and path.
 #[derive(Debug)]
 pub struct Router {
     /// A gateway has a handful of routes: a scan beats hashing.
@@ -93,8 +94,11 @@ impl Router {
         Self { routes }
     }
 
-    fn find(&self, path: &str) -> Option<(&Arc<Route>, Door)> {
+    fn find(&self, host: Option<&Arc<str>>, path: &str) -> Option<(&Arc<Route>, Door)> {
         self.routes.iter().find_map(|route| {
+            if route.config.host.as_ref() != host {
+                return None;
+            }
             let base = route.config.path.trim_end_matches('/');
             let door = match path.strip_prefix(base)? {
                 "" | "/" => Door::Mcp,
@@ -111,7 +115,9 @@ impl<B: Send + 'static> Check<Arrival<B>> for Router {
 
     async fn check(&self, arrival: Arrival<B>) -> Result<Routed<B>, Rejection> {
         let Arrival { journey, request } = arrival;
-        let (route, door) = self.find(request.uri().path()).ok_or(Rejection::NotFound)?;
+        let (route, door) = self
+            .find(journey.host.get(), request.uri().path())
+            .ok_or(Rejection::NotFound)?;
         let _ = journey.route.set(route.clone());
         Ok(Routed {
             route: route.clone(),

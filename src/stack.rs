@@ -30,7 +30,7 @@ pub struct Parts {
     pub audit: Audit,
     /// Peers whose forwarding headers are believed.
     pub trusted_proxies: Vec<Network>,
-    /// Lower case, without a port.
+    /// Lower case, without a port; besides those that routes name.
     pub hosts: Vec<String>,
     pub origins: Vec<String>,
     pub well_known: WellKnownLayer,
@@ -65,6 +65,7 @@ pub fn stack(parts: Parts) -> Arc<dyn Front> {
         listen_limits,
         closing,
     } = parts;
+    let named: Vec<Arc<str>> = routes.iter().filter_map(|route| route.config.host.clone()).collect();
     let front = ServiceBuilder::new()
         // Outermost, so that whatever happens has a request id, a line in the log and a count.
         .layer(AccessLayer::new(metrics.clone()))
@@ -79,7 +80,7 @@ pub fn stack(parts: Parts) -> Arc<dyn Front> {
         // Whom the proxies before us speak for, so that everything below knows the client and not the last hop.
         .layer(CheckLayer::new(ForwardedCheck::new(trusted_proxies)))
         // A request for somebody else's host is not ours to answer, not even with public documents.
-        .layer(CheckLayer::new(HostCheck::new(hosts)))
+        .layer(CheckLayer::new(HostCheck::new(hosts, named)))
         // Clients read these to learn how to authenticate, and browsers from any page: before Origin and bearer.
         .layer(well_known)
         // Preflights carry no token, so they are answered before anyone is asked for one.

@@ -162,6 +162,22 @@ fn diagnostics_are_these() {
             "p.yaml:2:13: routes.r: several identities exist, and none is named; name those that may vouch: identity: [corp]",
         ),
         (
+            "routes:\n  a: {host: a.localhost, path: /m, anonymous: true, upstream: 'http://h/'}\n  b: {path: /m, anonymous: true, upstream: 'http://h/'}\n  c: {host: A.localhost, path: /m, anonymous: true, upstream: 'http://h/'}",
+            "p.yaml:4:32: routes.c.path: \"/m\" is taken by route a; give each route its own path",
+        ),
+        (
+            "listen: {public_url: 'https://h.example'}\nroutes:\n  a: {host: h.example, path: /m, anonymous: true, upstream: 'http://h/'}\n  b: {path: /m, anonymous: true, upstream: 'http://h/'}",
+            "p.yaml:4:13: routes.b.path: \"/m\" is taken by route a; give each route its own path",
+        ),
+        (
+            "routes: {r: {host: wiki.example, path: /m, anonymous: true, upstream: 'http://h/'}}",
+            "p.yaml:1:20: routes.r.host: \"wiki.example\" does not fit; clients must come over https off loopback; set listen.public_url to an https URL, or use a name under .localhost",
+        ),
+        (
+            "routes: {r: {host: 'wiki.localhost:80', path: /m, anonymous: true, upstream: 'http://h/'}}",
+            "p.yaml:1:20: routes.r.host: \"wiki.localhost:80\" does not fit; use a host name without a port",
+        ),
+        (
             "routes:\n  a: {path: /m, anonymous: true, upstream: 'http://h/'}\n  b: {path: /m/messages, anonymous: true, upstream: 'http://h/'}",
             "p.yaml:3:13: routes.b.path: \"/m/messages\" is taken by route a; give each route its own path",
         ),

@@ -138,7 +138,7 @@ fn read(root: &Section<'_>, directory: &Path) -> Option<Config> {
         .map(Arc::new)
         .collect();
     let roles = roles(root);
-    let routes = routes(root, directory, &identities, roles.as_ref());
+    let routes = routes(root, directory, &identities, roles.as_ref(), listen.as_ref());
     if routes.is_empty() && !root.is_describing() {
         root.error_at(
             "routes",

@@ -240,6 +240,8 @@ pub struct ApiKeys {
 /// One public MCP endpoint.
 pub struct Route {
     pub name: Arc<str>,
+    /// The host that this route is on, lower case and without a port; `None`: `public_url`'s.
+    pub host: Option<Arc<str>>,
     /// Begins with `/`, has no trailing slash unless it is `/`.
     pub path: String,
     /// Empty only when `anonymous`.

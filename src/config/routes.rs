@@ -4,11 +4,13 @@ use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 
+use url::Url;
+
 use super::identities::locate;
 use super::raw::{At, Quote, Section};
 use super::upstreams::{credential_section, upstream_defaults, upstream_section};
-use super::values::{rate, route_path, scope, upstream_url, values};
-use super::{CallerLimits, Credential, Denials, Identity, KeySource, Place, Rate, Route};
+use super::values::{host_name, rate, route_path, scope, upstream_url, values};
+use super::{CallerLimits, Credential, Denials, Identity, KeySource, Listen, Place, Rate, Route};
 use crate::policy::{Budget, OnExcess, PathStep, PolicySource, Roles, RoutePolicy, RuleSource, SourceError};
 
 pub(super) fn routes(
@@ -16,27 +18,73 @@ pub(super) fn routes(
     directory: &Path,
     identities: &[Arc<Identity>],
     roles: Option<&Arc<Roles>>,
+    listen: Option<&Listen>,
 ) -> Vec<Option<Route>> {
-    let mut paths: Vec<(String, String)> = Vec::new();
+    let mut claims = Vec::new();
     root.named("routes", "MCP endpoints.", |name, _, section| {
-        route(name, section, directory, identities, roles, &mut paths)
+        let host = host(section, listen);
+        route(name, section, directory, identities, roles, host, &mut claims)
     })
+}
+
+/// Where a route is, and whose it is.
+struct Claim {
+    route: String,
+    host: Option<Arc<str>>,
+    base: String,
+}
+
+/// The host that a route names, unless it is `public_url`'s anyway.
+fn host(section: &Section<'_>, listen: Option<&Listen>) -> Option<Arc<str>> {
+    let at = section.parsed(
+        "host",
+        "The endpoint's host name, instead of public_url's; its scheme and port stay.",
+        host_name,
+    )?;
+    let listen = listen?;
+    let public = listen
+        .public_url
+        .as_ref()
+        .map(|url| Url::parse(url).expect("it was parsed when it was read"));
+    let https = public
+        .as_ref()
+        .map_or(listen.tls.is_some(), |url| url.scheme() == "https");
+    let local = at.value == "localhost" || at.value.ends_with(".localhost");
+    if !https && !local {
+        section.error_in(
+            &at,
+            format!(
+                "\"{}\" does not fit; clients must come over https off loopback",
+                at.value
+            ),
+            "set listen.public_url to an https URL, or use a name under .localhost",
+        );
+    }
+    let shared = public.as_ref().and_then(Url::host_str) == Some(&*at.value);
+    (!shared).then(|| at.value.into())
 }
 
 /// Notes whose path this is, and says so when it is another route's. A route with other mistakes has its path all the
 /// same: whoever mends those should not meet this one only then.
-fn claim(name: &str, section: &Section<'_>, path: &str, paths: &mut Vec<(String, String)>) {
+fn claim(name: &str, section: &Section<'_>, host: Option<&Arc<str>>, path: &str, claims: &mut Vec<Claim>) {
     let base = path.trim_end_matches('/');
-    for (other, theirs) in &*paths {
+    for Claim {
+        route, base: theirs, ..
+    } in claims.iter().filter(|claim| claim.host.as_ref() == host)
+    {
         if base == theirs || base == format!("{theirs}/messages") || *theirs == format!("{base}/messages") {
             section.error_at(
                 "path",
-                format!("\"{path}\" is taken by route {other}"),
+                format!("\"{path}\" is taken by route {route}"),
                 "give each route its own path",
             );
         }
     }
-    paths.push((name.to_owned(), base.to_owned()));
+    claims.push(Claim {
+        route: name.to_owned(),
+        host: host.cloned(),
+        base: base.to_owned(),
+    });
 }
 
 fn route(
@@ -45,7 +93,8 @@ fn route(
     directory: &Path,
     identities: &[Arc<Identity>],
     roles: Option<&Arc<Roles>>,
-    paths: &mut Vec<(String, String)>,
+    host: Option<Arc<str>>,
+    claims: &mut Vec<Claim>,
 ) -> Option<Route> {
     section.require("path", "set it to the endpoint's path, such as /notes/mcp");
     section.require(
@@ -58,7 +107,7 @@ fn route(
         route_path,
     );
     if let Some(path) = &path {
-        claim(name, section, &path.value, paths);
+        claim(name, section, host.as_ref(), &path.value, claims);
     }
     let anonymous = section
         .flag(
@@ -182,6 +231,7 @@ fn route(
     }
     Some(Route {
         name: name.into(),
+        host,
         path: path?.value,
         identities: chosen,
         anonymous,

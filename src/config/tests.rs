@@ -624,7 +624,7 @@ fn who_asks_and_who_has_keys_stand_where_they_make_sense() {
 fn keys_of_parts_that_are_not_built_are_unknown() {
     let top = ["database", "plaintext"];
     let listen = ["proxy_protocol"];
-    let route = ["host", "servers", "rate", "concurrency"];
+    let route = ["servers", "rate", "concurrency"];
     let upstream = ["breaker", "command"];
     let identity = ["client_certificates"];
     let credential = ["connection", "passthrough", "client_credentials", "assertion"];

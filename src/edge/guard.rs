@@ -1,7 +1,8 @@
 //! Host, Origin and repeated headers: what is refused before anyone is asked who they are.
 //!
 //! 1. A request must name a host that is ours, in its target or its `Host` header and the same in both
-//!    (RFC 9110 section 7.2); anything else is 421. This is what stops DNS rebinding.
+//!    (RFC 9110 section 7.2); anything else is 421. This is what stops DNS rebinding. A host that routes name is noted:
+//!    it has their endpoints and documents, and no others.
 //! 2. A header that decides something may come once (RFC 9110 section 5.3): repeated, it is 400.
 //! 3. On MCP endpoints an `Origin` must be one of `allowed_origins` (MCP, Streamable HTTP, "Security & Endpoint"); a
 //!    request without one isn't a browser's.
@@ -30,30 +31,49 @@ use crate::mcp;
 pub struct HostCheck {
     /// Lower case, without a port.
     hosts: Vec<String>,
+    /// Likewise: those that routes name.
+    named: Vec<Arc<str>>,
 }
 
 impl HostCheck {
-    /// Accepts these host names, whatever the port.
-    pub fn new(hosts: impl IntoIterator<Item = String>) -> Self {
+    /// Accepts these host names, whatever the port; `named` are those that routes name.
+    pub fn new(hosts: impl IntoIterator<Item = String>, named: impl IntoIterator<Item = Arc<str>>) -> Self {
         Self {
             hosts: hosts.into_iter().map(|host| host.to_ascii_lowercase()).collect(),
+            named: named.into_iter().collect(),
         }
     }
 
-    fn accepts(&self, authority: &str) -> bool {
+    fn accepts(&self, authority: &str) -> Option<Ours<'_>> {
         // A parsed name costs an allocation; most requests name the host plainly, with or without a port of digits.
         let (name, port) = authority.rsplit_once(':').unwrap_or((authority, ""));
-        if port.bytes().all(|byte| byte.is_ascii_digit()) && self.is_ours(name) {
-            return true;
+        if port.bytes().all(|byte| byte.is_ascii_digit())
+            && let Some(ours) = self.find(name)
+        {
+            return Some(ours);
         }
-        authority
-            .parse::<Authority>()
-            .is_ok_and(|authority| !authority.as_str().contains('@') && self.is_ours(authority.host()))
+        let authority = authority.parse::<Authority>().ok()?;
+        if authority.as_str().contains('@') {
+            return None;
+        }
+        self.find(authority.host())
     }
 
-    fn is_ours(&self, name: &str) -> bool {
-        self.hosts.iter().any(|host| host.eq_ignore_ascii_case(name))
+    fn find(&self, name: &str) -> Option<Ours<'_>> {
+        if let Some(host) = self.named.iter().find(|host| host.eq_ignore_ascii_case(name)) {
+            return Some(Ours::Routes(host));
+        }
+        let shared = self.hosts.iter().any(|host| host.eq_ignore_ascii_case(name));
+        shared.then_some(Ours::Shared)
     }
+}
+
+/// A host that is ours.
+enum Ours<'a> {
+    /// That of every route that names none.
+    Shared,
+    /// That of the routes that name it.
+    Routes(&'a Arc<str>),
 }
 
 impl<B: Send + 'static> Check<Arrival<B>> for HostCheck {
@@ -79,10 +99,13 @@ impl<B: Send + 'static> Check<Arrival<B>> for HostCheck {
             .get()
             .and_then(|origin| origin.host.as_deref());
         let named = named.map(|named| forwarded.unwrap_or(named));
-        match named {
-            Some(host) if self.accepts(host) => Ok(arrival),
-            _ => Err(Rejection::Misdirected),
+        if let Ours::Routes(host) = named
+            .and_then(|host| self.accepts(host))
+            .ok_or(Rejection::Misdirected)?
+        {
+            let _ = arrival.journey.host.set(host.clone());
         }
+        Ok(arrival)
     }
 }
 
@@ -273,12 +296,19 @@ mod tests {
 
     #[tokio::test]
     async fn only_our_hosts_are_served() {
-        let check = HostCheck::new(["mcp.example.com".to_owned(), "127.0.0.1".to_owned(), "[::1]".to_owned()]);
+        let check = HostCheck::new(
+            ["mcp.example.com".to_owned(), "127.0.0.1".to_owned(), "[::1]".to_owned()],
+            ["wiki.example.com".into()],
+        );
         for (target, host, served) in [
             ("/", Some("mcp.example.com"), true),
             ("/", Some("MCP.example.com:8443"), true),
             ("/", Some("127.0.0.1:80"), true),
             ("/", Some("[::1]:80"), true),
+            ("/", Some("Wiki.example.com:8443"), true),
+            ("https://wiki.example.com/", None, true),
+            ("https://wiki.example.com/", Some("mcp.example.com"), false),
+            ("/", Some("x.wiki.example.com"), false),
             ("https://mcp.example.com/", None, true),
             ("https://mcp.example.com/", Some("mcp.example.com"), true),
             ("https://mcp.example.com/", Some("evil.example"), false),
@@ -295,7 +325,11 @@ mod tests {
             if let Some(host) = host {
                 request.headers_mut().insert(HOST, HeaderValue::from_static(host));
             }
-            assert_eq!(check.check(arrival(request)).await.is_ok(), served, "{target} {host:?}");
+            let arrival = arrival(request);
+            let journey = arrival.journey.clone();
+            assert_eq!(check.check(arrival).await.is_ok(), served, "{target} {host:?}");
+            let wiki = target.contains("wiki") || host.is_some_and(|host| host.starts_with("Wiki"));
+            assert_eq!(journey.host.get().is_some(), served && wiki, "{target} {host:?}");
         }
     }
 }

@@ -29,6 +29,8 @@ pub struct Journey {
     pub connection: ConnectionInfo,
     /// What trusted proxies said of it.
     pub forwarded: OnceLock<Origin>,
+    /// The host asked for, when it is one that routes name for themselves.
+    pub host: OnceLock<Arc<str>>,
     /// The browser origin that may read the response.
     pub origin: OnceLock<HeaderValue>,
     pub route: OnceLock<Arc<Route>>,
@@ -57,6 +59,7 @@ impl Journey {
             request_id: RequestId::next(),
             started: Instant::now(),
             forwarded: OnceLock::new(),
+            host: OnceLock::new(),
             origin: OnceLock::new(),
             route: OnceLock::new(),
             principal: OnceLock::new(),

@@ -15,5 +15,5 @@ mod protected_resource;
 mod well_known;
 
 pub use mirror::{MirrorError, Mirrors};
-pub use protected_resource::{ProtectedResource, resource_metadata_url, resource_url, well_known_path};
+pub use protected_resource::{ProtectedResource, origin, resource_metadata_url, resource_url, well_known_path};
 pub use well_known::{WellKnown, WellKnownLayer, WellKnownService};

@@ -1,5 +1,8 @@
 //! The document about one route (RFC 9728 section 2) and where it stands (section 3.1).
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::Serialize;
 
@@ -13,6 +16,8 @@ const PREFIX: &str = "/.well-known/oauth-protected-resource";
 pub struct ProtectedResource<'a> {
     /// Scheme and authority, without a trailing slash.
     pub public_url: &'a str,
+    /// The route's own host, instead of the one in `public_url`.
+    pub host: Option<&'a Arc<str>>,
     /// The route's path: begins with `/`.
     pub path: &'a str,
     /// `iss` values in the order of the route's identities.
@@ -53,7 +58,7 @@ impl ProtectedResource<'_> {
         let mut scopes_supported = distinct(self.scopes);
         scopes_supported.retain(|scope| *scope != "offline_access");
         let document = Document {
-            resource: resource_url(self.public_url, self.path),
+            resource: resource_url(&origin(self.public_url, self.host), self.path),
             authorization_servers,
             scopes_supported,
             bearer_methods_supported: ["header"],
@@ -65,6 +70,16 @@ impl ProtectedResource<'_> {
         let json = serde_json::to_vec(&document).expect("strings serialise");
         Some(json.into())
     }
+}
+
+/// `public_url`, on the route's own host when it has one: scheme and port stay.
+pub fn origin<'a>(public_url: &'a str, host: Option<&Arc<str>>) -> Cow<'a, str> {
+    let Some(host) = host else {
+        return public_url.into();
+    };
+    let mut url = url::Url::parse(public_url).expect("public_url was parsed when it was read");
+    url.set_host(Some(host)).expect("the host was parsed when it was read");
+    url.origin().ascii_serialization().into()
 }
 
 /// The route's resource identifier: what tokens must be for.
@@ -107,6 +122,7 @@ mod tests {
     fn r05_the_document_is_built_from_the_public_url() {
         let route = ProtectedResource {
             public_url: "https://mcp.example.com",
+            host: None,
             path: "/notes/mcp",
             issuers: &strings(&[
                 "https://b.example.com/realms/corp",
@@ -135,6 +151,7 @@ mod tests {
     fn empty_lists_are_omitted_and_no_issuer_means_no_document() {
         let mut route = ProtectedResource {
             public_url: "https://mcp.example.com",
+            host: None,
             path: "/",
             issuers: &strings(&["https://a.example.com"]),
             scopes: &strings(&["offline_access"]),
@@ -147,6 +164,30 @@ mod tests {
         assert_eq!(document["resource"], "https://mcp.example.com/");
         route.issuers = &[];
         assert_eq!(route.document(), None);
+    }
+
+    #[test]
+    fn a_routes_host_replaces_only_the_host() {
+        for (public, host, expected) in [
+            ("https://mcp.example.com", None, "https://mcp.example.com"),
+            (
+                "https://mcp.example.com",
+                Some("wiki.example.com"),
+                "https://wiki.example.com",
+            ),
+            (
+                "https://mcp.example.com:8443",
+                Some("wiki.example.com"),
+                "https://wiki.example.com:8443",
+            ),
+            (
+                "http://127.0.0.1:8080",
+                Some("wiki.localhost"),
+                "http://wiki.localhost:8080",
+            ),
+        ] {
+            assert_eq!(origin(public, host.map(Arc::from).as_ref()), expected);
+        }
     }
 
     #[test]

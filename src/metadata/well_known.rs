@@ -33,11 +33,15 @@ const MIRRORED: [(&str, Form); 2] = [
     ("/.well-known/openid-configuration", Form::OpenId),
 ];
 
-/// The documents by path.
+/// The documents by host (`None`: every host that no route names) and path.
 #[derive(Default)]
 pub struct WellKnown {
-    documents: HashMap<String, Document>,
+    hosts: HashMap<Option<Arc<str>>, Documents>,
 }
+
+/// The documents of one host by path.
+#[derive(Default)]
+struct Documents(HashMap<String, Document>);
 
 enum Document {
     /// Made once.
@@ -50,27 +54,42 @@ enum Document {
 impl WellKnown {
     /// The documents of these routes, and their issuers'; routes without an issuer have none.
     pub fn new<'a>(routes: impl IntoIterator<Item = ProtectedResource<'a>>, mirrors: &Mirrors) -> Self {
+        let mut hosts: HashMap<Option<Arc<str>>, Vec<ProtectedResource<'a>>> = HashMap::new();
+        for route in routes {
+            hosts.entry(route.host.cloned()).or_default().push(route);
+        }
+        let hosts = hosts.into_iter();
+        Self {
+            hosts: hosts
+                .map(|(host, routes)| (host, Documents::new(&routes, mirrors)))
+                .collect(),
+        }
+    }
+
+    fn at(&self, host: Option<&Arc<str>>, path: &str) -> Option<&Document> {
+        let documents = self.hosts.get(&host.cloned())?;
+        documents.0.get(path.strip_suffix('/').unwrap_or(path))
+    }
+}
+
+impl Documents {
+    fn new(routes: &[ProtectedResource<'_>], mirrors: &Mirrors) -> Self {
         let mut known = Self::default();
         let mut only = None;
-        let mut count = 0;
         let mut issuers = Vec::new();
-        let routes: Vec<_> = routes.into_iter().collect();
-        for route in &routes {
-            count += 1;
+        for route in routes {
             issuers.extend_from_slice(route.issuers);
             if let Some(document) = route.document() {
                 only = Some(document.clone());
-                known
-                    .documents
-                    .insert(well_known_path(route.path), Document::Ours(document));
+                known.0.insert(well_known_path(route.path), Document::Ours(document));
             }
         }
-        if let (1, Some(document)) = (count, only) {
-            known.documents.insert(well_known_path("/"), Document::Ours(document));
+        if let ([_], Some(document)) = (routes, only) {
+            known.0.insert(well_known_path("/"), Document::Ours(document));
         }
         known.mirror("/", &issuers, mirrors);
         // After the root: there a route's own issuer counts for more than those of the others.
-        for route in &routes {
+        for route in routes {
             known.mirror(route.path, route.issuers, mirrors);
         }
         known
@@ -86,13 +105,9 @@ impl WellKnown {
                 Some(mirror) => Document::Mirrored(mirror.clone(), form),
                 None => Document::Nobodys,
             };
-            self.documents
+            self.0
                 .insert(format!("{prefix}{}", path.trim_end_matches('/')), document);
         }
-    }
-
-    fn at(&self, path: &str) -> Option<&Document> {
-        self.documents.get(path.strip_suffix('/').unwrap_or(path))
     }
 }
 
@@ -173,7 +188,10 @@ where
     type Error = Rejection;
 
     async fn serve(&self, arrival: Arrival<B>) -> Result<Response<Body>, Rejection> {
-        let Some(document) = self.documents.at(arrival.request.uri().path()) else {
+        let Some(document) = self
+            .documents
+            .at(arrival.journey.host.get(), arrival.request.uri().path())
+        else {
             return self.inner.serve(arrival).await;
         };
         let method = arrival.request.method().clone();
@@ -215,6 +233,7 @@ mod tests {
     fn route<'a>(path: &'a str, issuers: &'a [String]) -> ProtectedResource<'a> {
         ProtectedResource {
             public_url: "https://mcp.example.com",
+            host: None,
             path,
             issuers,
             scopes: &[],

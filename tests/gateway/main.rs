@@ -6,6 +6,7 @@ mod callers;
 mod commands;
 mod demo;
 mod gate;
+mod hops;
 mod interop;
 mod issuers;
 mod limits;
