@@ -248,6 +248,10 @@ fn needs_restart(old: &Config, new: &Config) -> Option<&'static str> {
     [
         ("listen.address", old.listen.address != new.listen.address),
         ("listen.tls", old.listen.tls.is_some() != new.listen.tls.is_some()),
+        (
+            "listen.proxy_protocol",
+            old.listen.proxy_protocol != new.listen.proxy_protocol,
+        ),
         ("listen.limits", bounds(old) != bounds(new)),
         ("admin", old.admin != new.admin),
         ("telemetry", old.telemetry != new.telemetry),

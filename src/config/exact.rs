@@ -66,6 +66,10 @@ fn diagnostics_are_these() {
             "p.yaml:1:28: listen.trusted_proxies[0]: \"10.0.0.1/8\" does not fit; the bits after the prefix must be zero; write the network's first address",
         ),
         (
+            "listen: {proxy_protocol: true}\nroutes: {r: {path: /mcp, anonymous: true, upstream: 'http://127.0.0.1:1/mcp'}}",
+            "p.yaml:1:26: listen.proxy_protocol: nobody is trusted to send a PROXY header; name the proxies' networks in listen.trusted_proxies",
+        ),
+        (
             "listen: {trusted_proxies: [10.0.0.0/8]}\nroutes: {r: {path: /mcp, anonymous: true, upstream: 'http://127.0.0.1:1/mcp'}}",
             "p.yaml:1:27: listen.trusted_proxies: behind a proxy public_url is required; set listen.public_url to the URL that clients use",
         ),
@@ -75,7 +79,7 @@ fn diagnostics_are_these() {
         ),
         (
             "listen: {plain: true}\nroutes: {r: {path: /mcp, anonymous: true, upstream: 'http://127.0.0.1:1/mcp'}}",
-            "p.yaml:1:10: listen.plain: unknown key \"plain\"; known here: address, public_url, tls, plaintext, trusted_proxies, limits, allowed_hosts, allowed_origins",
+            "p.yaml:1:10: listen.plain: unknown key \"plain\"; known here: address, public_url, tls, plaintext, trusted_proxies, proxy_protocol, limits, allowed_hosts, allowed_origins",
         ),
         (
             "telemetry: {log: {level: portcullis=loudest}}\nroutes: {r: {path: /mcp, anonymous: true, upstream: 'http://127.0.0.1:1/mcp'}}",

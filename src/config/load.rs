@@ -205,6 +205,19 @@ fn listen(section: &Section<'_>, directory: &Path) -> Option<Listen> {
         "Networks of the proxies before the gate: only their X-Forwarded-* and Forwarded are believed.",
         str::parse::<Network>,
     ));
+    let proxy_protocol = section
+        .flag(
+            "proxy_protocol",
+            "The trusted proxies begin each connection with a PROXY header, version 1 or 2; default false.",
+        )
+        .unwrap_or(false);
+    if proxy_protocol && trusted_proxies.is_empty() {
+        section.error_at(
+            "proxy_protocol",
+            "nobody is trusted to send a PROXY header",
+            "name the proxies' networks in listen.trusted_proxies",
+        );
+    }
     if section.has("trusted_proxies") && !section.has("public_url") {
         section.error_at(
             "trusted_proxies",
@@ -291,6 +304,7 @@ fn listen(section: &Section<'_>, directory: &Path) -> Option<Listen> {
         public_url: public_url.map(|at| at.value),
         tls: tls.flatten(),
         trusted_proxies,
+        proxy_protocol,
         limits,
         allowed_hosts: values(allowed_hosts),
         allowed_origins: values(allowed_origins),

@@ -61,6 +61,8 @@ pub struct Listen {
     pub tls: Option<ServerTls>,
     /// Peers whose forwarding headers are believed; `public_url` is given when there are any.
     pub trusted_proxies: Vec<Network>,
+    /// Whether these begin each connection with a PROXY header; `trusted_proxies` isn't empty then.
+    pub proxy_protocol: bool,
     pub limits: ListenLimits,
     /// Hosts accepted besides `public_url`'s and loopback names when bound to loopback; lower case, without a port.
     pub allowed_hosts: Vec<String>,

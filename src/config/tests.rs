@@ -623,7 +623,6 @@ fn who_asks_and_who_has_keys_stand_where_they_make_sense() {
 #[test]
 fn keys_of_parts_that_are_not_built_are_unknown() {
     let top = ["database", "plaintext"];
-    let listen = ["proxy_protocol"];
     let route = ["servers", "rate", "concurrency"];
     let upstream = ["breaker", "command"];
     let identity = ["client_certificates"];
@@ -634,7 +633,6 @@ fn keys_of_parts_that_are_not_built_are_unknown() {
     };
     let whole = |extra: &str| format!("routes: {{r: {{path: /m, anonymous: true, {extra}}}}}");
     add(&top, &format!("KEY: x\n{ROUTES}"));
-    add(&listen, &format!("listen: {{KEY: x}}\n{ROUTES}"));
     add(&["otlp"], &format!("telemetry: {{KEY: x}}\n{ROUTES}"));
     add(&["database"], &format!("state: {{KEY: x}}\n{ROUTES}"));
     add(

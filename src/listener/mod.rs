@@ -4,12 +4,15 @@
 //!    queue, not our memory, holds the rest.
 //! 2. One address has at most `limits.connections_per_address` of them; more are closed at once, unread, so that nobody
 //!    alone can take all places. Trusted proxies, who bring everybody's, are exempt.
-//! 3. A handshake and a request's headers have a time and a size; an HTTP/2 peer has bounds on streams, resets and
+//! 3. With `proxy_protocol`, a trusted proxy says first whom it connected for ([`proxy`]), within the time for headers;
+//!    from then on that is the peer, and its address is what rule 2 counts. Nobody else may say so.
+//! 4. A handshake and a request's headers have a time and a size; an HTTP/2 peer has bounds on streams, resets and
 //!    header lists.
-//! 4. A peer that takes nothing of what is written to it for a minute is cut off.
-//! 5. Told to stop, it accepts nobody, lets calls finish for a grace period and then closes.
+//! 5. A peer that takes nothing of what is written to it for a minute is cut off.
+//! 6. Told to stop, it accepts nobody, lets calls finish for a grace period and then closes.
 
 mod begun;
+pub mod proxy;
 mod stall;
 #[cfg(test)]
 mod tests;
@@ -40,7 +43,7 @@ pub use tls::Tls;
 
 use crate::config::{self, ListenLimits, Network};
 use crate::edge::Body;
-use crate::limit::{Shares, Who};
+use crate::limit::{Share, Shares, Who};
 use crate::telemetry::Metrics;
 
 /// What is held of a reply whose client reads slowly, a stream; 250 of them make 16 MiB a connection.
@@ -81,7 +84,7 @@ pub struct Incoming {
 /// A connection, as its requests need to know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionInfo {
-    /// The other end of the connection: the client, or the last proxy before us.
+    /// The other end of the connection, or whom its PROXY header names: the client, or the last proxy before us.
     pub peer: SocketAddr,
     /// Whether the connection was encrypted by us.
     pub tls: bool,
@@ -95,9 +98,39 @@ pub struct Listener {
     address: SocketAddr,
     tls: Option<Tls>,
     limits: ListenLimits,
+    proxy_protocol: bool,
+    admission: Arc<Admission>,
+}
+
+/// Who may have one connection more.
+struct Admission {
     /// As they were at the start: a reload changes who is believed, but not who may have many connections.
     trusted: Vec<Network>,
+    per_address: usize,
+    addresses: Arc<Shares>,
     metrics: Arc<Metrics>,
+}
+
+/// That somebody has one share too many.
+struct TooMany;
+
+impl Admission {
+    fn trusts(&self, peer: SocketAddr) -> bool {
+        self.trusted.iter().any(|network| network.contains(peer.ip()))
+    }
+
+    /// A place for this peer, to be kept while it is connected; trusted ones need none.
+    fn admit(&self, peer: SocketAddr) -> Result<Option<Share>, TooMany> {
+        if self.trusts(peer) {
+            return Ok(None);
+        }
+        let share = self.addresses.take(Who::at(peer.ip()), 1, self.per_address);
+        if share.is_none() {
+            self.metrics.unrouted_limited("connections_per_address");
+            tracing::debug!(%peer, "too many connections of this address");
+        }
+        share.map(Some).ok_or(TooMany)
+    }
 }
 
 impl Listener {
@@ -117,8 +150,13 @@ impl Listener {
             socket,
             tls,
             limits: config.limits.clone(),
-            trusted: config.trusted_proxies.clone(),
-            metrics,
+            proxy_protocol: config.proxy_protocol,
+            admission: Arc::new(Admission {
+                trusted: config.trusted_proxies.clone(),
+                per_address: config.limits.connections_per_address,
+                addresses: Arc::default(),
+                metrics,
+            }),
         })
     }
 
@@ -139,7 +177,6 @@ impl Listener {
         S::Future: Send + 'static,
     {
         let places = Arc::new(Semaphore::new(self.limits.connections));
-        let addresses = Arc::new(Shares::default());
         let graceful = GracefulShutdown::new();
         let protocol = protocol(&self.limits);
         let mut connections = JoinSet::new();
@@ -162,17 +199,10 @@ impl Listener {
                     }
                 },
             };
-            let share = if self.trusted.iter().any(|network| network.contains(peer.ip())) {
-                None
-            } else {
-                let share = addresses.take(Who::at(peer.ip()), 1, self.limits.connections_per_address);
-                if share.is_none() {
-                    self.metrics.unrouted_limited("connections_per_address");
-                    tracing::debug!(%peer, "too many connections of this address");
-                    continue;
-                }
-                share
+            let Ok(share) = self.admission.admit(peer) else {
+                continue;
             };
+            let speaks_for = (self.proxy_protocol && self.admission.trusts(peer)).then(|| self.admission.clone());
             let _ = socket.set_nodelay(true);
             let connection = Connection {
                 tls: self.tls.as_ref().map(Tls::acceptor),
@@ -181,6 +211,7 @@ impl Listener {
                 protocol: protocol.clone(),
                 service: service.clone(),
                 peer,
+                speaks_for,
                 watcher: graceful.watcher(),
             };
             connections.spawn(async move {
@@ -207,6 +238,8 @@ struct Connection<S> {
     protocol: auto::Builder<TokioExecutor>,
     service: S,
     peer: SocketAddr,
+    /// The peer must say whom it connected for, and that one is admitted by this.
+    speaks_for: Option<Arc<Admission>>,
     watcher: hyper_util::server::graceful::Watcher,
 }
 
@@ -215,7 +248,20 @@ where
     S: Service<Incoming, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
 {
-    async fn run(mut self, socket: TcpStream) {
+    async fn run(mut self, mut socket: TcpStream) {
+        let mut _share = None;
+        if let Some(admission) = self.speaks_for.take() {
+            let peer = self.peer;
+            match tokio::time::timeout(self.header_timeout, proxy::read(&mut socket)).await {
+                Ok(Ok(source)) => self.peer = source.unwrap_or(peer),
+                Ok(Err(error)) => return tracing::debug!(%peer, %error, "connection closed"),
+                Err(_) => return tracing::debug!(%peer, "PROXY header took too long"),
+            }
+            match admission.admit(self.peer) {
+                Ok(share) => _share = share,
+                Err(TooMany) => return,
+            }
+        }
         let peer = self.peer;
         match self.tls.take() {
             None => {

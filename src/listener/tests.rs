@@ -20,6 +20,7 @@ fn listen(limits: ListenLimits, tls: Option<ServerTls>) -> Listen {
         public_url: None,
         tls,
         trusted_proxies: Vec::new(),
+        proxy_protocol: false,
         limits,
         allowed_hosts: Vec::new(),
         allowed_origins: Vec::new(),
@@ -464,4 +465,109 @@ async fn client_certificates_are_verified_or_not_there() {
     for (name, bad) in [("untrusted", leaf(&stranger, 2100)), ("expired", leaf(&issuer, 2001))] {
         assert_eq!(shown(serving.address, &root, Some((&bad, &key))).await, None, "{name}");
     }
+}
+
+/// Trusts this machine to send PROXY headers.
+fn proxied(limits: ListenLimits, tls: Option<ServerTls>) -> Listen {
+    Listen {
+        trusted_proxies: vec!["127.0.0.1".parse().expect("a network")],
+        proxy_protocol: true,
+        ..listen(limits, tls)
+    }
+}
+
+const SOURCE: &[u8] = b"PROXY TCP4 192.0.2.1 10.0.0.1 4660 443\r\n";
+const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
+
+async fn source(incoming: Incoming) -> Response<Body> {
+    Response::new(edge::full(incoming.connection.peer.ip().to_string()))
+}
+
+#[tokio::test]
+async fn a_trusted_proxy_says_whom_it_connected_for() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let files = certificate(directory.path());
+    let mut roots = rustls::RootCertStore::empty();
+    let pem = std::fs::read(&files.certificate).expect("a file");
+    let made = <rustls::pki_types::CertificateDer as rustls::pki_types::pem::PemObject>::from_pem_slice(&pem);
+    roots.add(made.expect("a certificate")).expect("a root");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let plain = serve(proxied(limits(), None), SOON, source).await;
+    let tls = serve(proxied(limits(), Some(files)), SOON, source).await;
+    for (header, expected) in [(SOURCE, "192.0.2.1"), (LOCAL, "127.0.0.1")] {
+        let request = [&REQUEST[..REQUEST.len() - 2], b"connection: close\r\n\r\n"].concat();
+        let mut socket = TcpStream::connect(plain.address).await.expect("a connection");
+        // In one write: what follows the header must not be taken for a part of it.
+        socket.write_all(&[header, &request].concat()).await.expect("a request");
+        let answer = rest(socket).await;
+        assert!(answer.ends_with(expected), "{answer}");
+
+        let mut socket = TcpStream::connect(tls.address).await.expect("a connection");
+        socket.write_all(header).await.expect("a header");
+        let name = "localhost".try_into().expect("a name");
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(client.clone()));
+        let mut socket = connector.connect(name, socket).await.expect("a handshake");
+        socket.write_all(&request).await.expect("a request");
+        let mut answer = Vec::new();
+        let _ = socket.read_to_end(&mut answer).await;
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.ends_with(expected), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_whole_proxy_header_nothing_is_served() {
+    let soon = ListenLimits {
+        header_timeout: SOON,
+        ..limits()
+    };
+    let serving = serve(proxied(soon, None), SOON, source).await;
+    let oversized = [&b"PROXY UNKNOWN "[..], &[b'x'; 200], b"\r\n", REQUEST].concat();
+    for sent in [REQUEST, b"", &SOURCE[..9], &SOURCE[..30], &LOCAL[..14], &oversized] {
+        let mut socket = TcpStream::connect(serving.address).await.expect("a connection");
+        socket.write_all(sent).await.expect("a write");
+        let answer = tokio::time::timeout(Duration::from_secs(10), rest(socket)).await;
+        assert_eq!(answer.expect("closed in time"), "", "{}", sent.len());
+    }
+}
+
+#[tokio::test]
+async fn strangers_may_not_say_who_they_are() {
+    let mut listen = proxied(limits(), None);
+    listen.trusted_proxies = vec!["192.0.2.0/24".parse().expect("a network")];
+    let serving = serve(listen, SOON, source).await;
+    let mut socket = TcpStream::connect(serving.address).await.expect("a connection");
+    socket.write_all(REQUEST).await.expect("a request");
+    assert!(answer(&mut socket).await.starts_with("HTTP/1.1 200"), "without one they are served");
+    for header in [SOURCE, LOCAL] {
+        let mut socket = TcpStream::connect(serving.address).await.expect("a connection");
+        socket.write_all(&[header, REQUEST].concat()).await.expect("a write");
+        let answer = rest(socket).await;
+        assert!(!answer.contains(" 200 ") && !answer.contains("192.0.2.1"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn the_share_of_an_address_is_counted_by_the_source() {
+    let one = ListenLimits {
+        connections_per_address: 1,
+        ..limits()
+    };
+    let serving = serve(proxied(one, None), SOON, source).await;
+    let sent = [SOURCE, REQUEST].concat();
+    let mut first = TcpStream::connect(serving.address).await.expect("a connection");
+    first.write_all(&sent).await.expect("a request");
+    assert!(answer(&mut first).await.starts_with("HTTP/1.1 200"));
+    let mut second = TcpStream::connect(serving.address).await.expect("a connection");
+    second.write_all(&sent).await.expect("a request");
+    assert_eq!(rest(second).await, "");
+    let other = [b"PROXY TCP4 192.0.2.2 10.0.0.1 1 443\r\n", REQUEST].concat();
+    let mut third = TcpStream::connect(serving.address).await.expect("a connection");
+    third.write_all(&other).await.expect("a request");
+    assert!(answer(&mut third).await.starts_with("HTTP/1.1 200"));
 }
