@@ -1,6 +1,6 @@
 //! What each check makes of a token, for operators: nothing stops at the first failure.
 //!
-//! 1. The checks are the functions that let callers in ([`super::verify`]), asked one by one. The last word on a token is
+//! 1. The checks are the functions that let callers in (`verify`), asked one by one. The last word on a token is
 //!    the real decision's ([`Authenticator::weigh`]), not a sum of what is told here.
 //! 2. The token and its signature are never told. What is told of it is quoted: it may be hostile to a terminal.
 //! 3. A proof of possession can't be shown to a command: a bound token is weighed as if its sender had proven it, and
