@@ -139,14 +139,21 @@ mod tests {
     #[test]
     fn headers_say_these() {
         let v4 = v2(0x21, 0x11, &[192, 0, 2, 1, 10, 0, 0, 1, 0x12, 0x34, 0x01, 0xbb]);
-        let extended = v2(0x21, 0x11, &[192, 0, 2, 1, 10, 0, 0, 1, 0x12, 0x34, 0x01, 0xbb, 4, 0, 1, 0]);
+        let extended = v2(
+            0x21,
+            0x11,
+            &[192, 0, 2, 1, 10, 0, 0, 1, 0x12, 0x34, 0x01, 0xbb, 4, 0, 1, 0],
+        );
         let mut six = [0; 36];
         six[..4].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8]);
         six[15] = 1;
         six[33] = 7;
         let v6 = v2(0x21, 0x21, &six);
         for (bytes, expected) in [
-            (&b"PROXY TCP4 192.0.2.1 10.0.0.1 4660 443\r\n"[..], Some("192.0.2.1:4660")),
+            (
+                &b"PROXY TCP4 192.0.2.1 10.0.0.1 4660 443\r\n"[..],
+                Some("192.0.2.1:4660"),
+            ),
             (b"PROXY TCP6 2001:db8::1 ::1 7 443\r\n", Some("[2001:db8::1]:7")),
             (b"PROXY UNKNOWN\r\n", None),
             (b"PROXY UNKNOWN whatever else 1 2\r\n", None),
@@ -171,7 +178,11 @@ mod tests {
         let long = format!("PROXY UNKNOWN {}\r\n", "x".repeat(92));
         assert_eq!(long.len(), MAX_LINE + 1);
         assert!(parse(long.replacen('x', "", 1).as_bytes()).is_ok(), "107 bytes");
-        let unended = [b'P', b'R', b'O', b'X', b'Y', b' '].iter().chain(&[b'x'; 200]).copied().collect();
+        let unended = [b'P', b'R', b'O', b'X', b'Y', b' ']
+            .iter()
+            .chain(&[b'x'; 200])
+            .copied()
+            .collect();
         for bytes in [
             long.into_bytes(),
             unended,

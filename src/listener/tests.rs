@@ -543,7 +543,10 @@ async fn strangers_may_not_say_who_they_are() {
     let serving = serve(listen, SOON, source).await;
     let mut socket = TcpStream::connect(serving.address).await.expect("a connection");
     socket.write_all(REQUEST).await.expect("a request");
-    assert!(answer(&mut socket).await.starts_with("HTTP/1.1 200"), "without one they are served");
+    assert!(
+        answer(&mut socket).await.starts_with("HTTP/1.1 200"),
+        "without one they are served"
+    );
     for header in [SOURCE, LOCAL] {
         let mut socket = TcpStream::connect(serving.address).await.expect("a connection");
         socket.write_all(&[header, REQUEST].concat()).await.expect("a write");
