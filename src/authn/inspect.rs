@@ -140,6 +140,26 @@ impl Report {
 
     /// What an identity makes of the claims.
     fn mapping(&mut self, identity: &Identity, claims: &Map<String, Value>) {
+        match verify::is_access_token(claims, identity.id_tokens) {
+            true => self.say(
+                "kind",
+                Verdict::Pass,
+                "nothing in its claims says that it is no access token",
+            ),
+            false => self.say("kind", Verdict::Fail, "its claims say that it is no access token"),
+        }
+        match claims::has_required(identity, claims) {
+            true => self.say(
+                "required",
+                Verdict::Pass,
+                "every claim that the identity requires is there",
+            ),
+            false => self.say(
+                "required",
+                Verdict::Fail,
+                "a claim that the identity requires is not there",
+            ),
+        }
         match claims::principal(identity, claims.clone(), 0) {
             None => {
                 let wanted = format!("none of {} holds a name", identity.claims.subject.join(", "));
@@ -449,7 +469,10 @@ impl Authenticator {
         report.claims(&claims, self.clock.now());
         match identity {
             Some(identity) => report.mapping(identity, &claims),
-            None => report.skip(&["subject", "scopes", "roles"], "no identity says where they stand"),
+            None => report.skip(
+                &["kind", "required", "subject", "scopes", "roles"],
+                "no identity says where they stand",
+            ),
         }
     }
 

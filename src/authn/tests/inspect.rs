@@ -40,6 +40,7 @@ async fn every_fault_is_told_and_none_hides_another() {
         (json!({}), json!({"nbf": NOW + 90, "iat": NOW + 90}), &["nbf", "iat"]),
         (json!({}), json!({"iat": "x", "sub": ""}), &["iat", "subject"]),
         (json!({"kid": "gone"}), json!({"exp": null}), &["kid", "exp"]),
+        (json!({}), json!({"token_use": "refresh"}), &["kind"]),
     ] {
         let token = key.token_with(&with(&header, headers.clone()), &with(&plain, changes.clone()));
         let (told, _, taken) = told(&gate, &token).await;
@@ -51,7 +52,19 @@ async fn every_fault_is_told_and_none_hides_another() {
     let foreign = key.token(&with(&plain, json!({"iss": "https://evil.example", "exp": 1})));
     let (failed, skipped, taken) = told(&gate, &foreign).await;
     assert_eq!((failed, taken), (vec!["iss", "exp"], false));
-    assert_eq!(skipped, ["kid", "signature", "aud", "subject", "scopes", "roles"]);
+    assert_eq!(
+        skipped,
+        [
+            "kid",
+            "signature",
+            "aud",
+            "kind",
+            "required",
+            "subject",
+            "scopes",
+            "roles"
+        ]
+    );
     assert_eq!(told(&gate, "opaque").await, (vec!["structure"], vec![], false));
 }
 
