@@ -76,9 +76,10 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BodyError>,
 {
-    type Passed = Call;
+    /// Boxed, like the request before it: all that follows moves it on.
+    type Passed = Box<Call>;
 
-    async fn check(&self, known: Known<B>) -> Result<Call, Rejection> {
+    async fn check(&self, known: Known<B>) -> Result<Box<Call>, Rejection> {
         let Known {
             journey,
             route,
@@ -127,7 +128,7 @@ where
             }
         };
         let (parts, _) = request.into_parts();
-        Ok(Call {
+        Ok(Box::new(Call {
             journey,
             route,
             principal,
@@ -135,7 +136,7 @@ where
             headers: parts.headers,
             session: None,
             form,
-        })
+        }))
     }
 }
 
@@ -149,8 +150,8 @@ impl Intake {
         principal: Arc<Principal>,
         token: Option<Secret>,
         stream: Option<StreamHandle>,
-        request: Request<B>,
-    ) -> Result<Call, Rejection>
+        request: Box<Request<B>>,
+    ) -> Result<Box<Call>, Rejection>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError>,
@@ -168,8 +169,7 @@ impl Intake {
         let _ = journey.call.set(CallNotes {
             // A disagreement is a modern client's: legacy ones have nothing to disagree with.
             era: *era.as_ref().unwrap_or(&Era::Modern),
-            messages: payload.messages().into(),
-            batch: matches!(payload, Payload::Batch(_)),
+            payload: payload.clone(),
             stream: stream.clone(),
         });
         let era = era.map_err(Rejection::Agreement)?;
@@ -178,7 +178,7 @@ impl Intake {
             (Door::Messages, Some(stream)) => Form::Message { stream, payload, body },
             (Door::Messages, None) => return Err(Rejection::UnknownSession),
         };
-        Ok(Call {
+        Ok(Box::new(Call {
             journey,
             route,
             principal,
@@ -186,7 +186,7 @@ impl Intake {
             headers: parts.headers,
             session: None,
             form,
-        })
+        }))
     }
 
     async fn read<B>(&self, headers: &HeaderMap, body: B, limit: usize) -> Result<Bytes, Rejection>

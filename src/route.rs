@@ -78,7 +78,7 @@ pub struct Routed<B> {
     pub journey: Arc<Journey>,
     pub route: Arc<Route>,
     pub door: Door,
-    pub request: Request<B>,
+    pub request: Box<Request<B>>,
 }
 
 /// Finds routes by host and path.

@@ -3,6 +3,7 @@
 //! A message to an HTTP+SSE stream needs its bearer like anything else; where the route says
 //! `bearerless_messages: true`, one that comes without is its stream's principal's, until that one's token expires (r04).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::Request;
@@ -25,7 +26,7 @@ pub struct Known<B> {
     pub token: Option<Secret>,
     /// The stream a message is for.
     pub stream: Option<StreamHandle>,
-    pub request: Request<B>,
+    pub request: Box<Request<B>>,
 }
 
 /// Authenticates requests.
@@ -62,8 +63,8 @@ impl<B: Send + 'static> Check<Routed<B>> for AuthnCheck {
             (principal, None, Some(stream))
         } else {
             let target = match door {
-                Door::Mcp => route.resource.clone(),
-                Door::Messages => route.messages_url(),
+                Door::Mcp => Cow::Borrowed(&*route.resource),
+                Door::Messages => Cow::Owned(route.messages_url()),
             };
             let sender = Sender {
                 method: request.method(),

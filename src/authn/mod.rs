@@ -409,13 +409,14 @@ impl Authenticator {
             };
             return Ok((caller, None));
         }
-        // What was verified before is found before anything is taken apart: most requests end here.
+        // What was verified before is found before anything is taken apart: most requests end here. The other ways are
+        // boxed, so that those don't carry around the room that asking an issuer takes.
         let (index, verified) = if let Some(found) = self.remembered(route, &hash) {
             found
         } else if let Some((index, introspector)) = self.introspector(route, token) {
-            (index, self.introspected(introspector, token, hash).await?)
+            (index, Box::pin(self.introspected(introspector, token, hash)).await?)
         } else {
-            self.verified(route, token, hash).await?
+            Box::pin(self.verified(route, token, hash)).await?
         };
         let identity = &self.vouchers[index].identity;
         verified

@@ -511,8 +511,7 @@ async fn answer(
     if let Some(payload) = payload.filter(|_| principal.is_some()) {
         let _ = journey.call.set(CallNotes {
             era,
-            messages: payload.messages().into(),
-            batch: false,
+            payload: payload.clone(),
             stream: None,
         });
     }

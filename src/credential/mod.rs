@@ -169,7 +169,8 @@ impl CredentialSource {
                 let subject = subject
                     .filter(|_| !principal.is_anonymous())
                     .ok_or(CredentialError::NoSubject)?;
-                let value = exchanged.obtain(subject, principal.expires).await?;
+                // Boxed: requests that exchange nothing need no room for it.
+                let value = Box::pin(exchanged.obtain(subject, principal.expires)).await?;
                 Ok(OutboundCredential {
                     header: Some((AUTHORIZATION, value)),
                     kind: "exchange",

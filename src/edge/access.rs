@@ -74,7 +74,7 @@ impl<S: Stage<Arrival<RequestBody>, Error = Infallible>> Inner<S> {
         let uri = request.uri().clone();
         let arrival = Arrival {
             journey: journey.clone(),
-            request: request.map(RequestBody::new),
+            request: Box::new(request.map(RequestBody::new)),
         };
         let Ok(mut response) = self.inner.serve(arrival).await;
         response.headers_mut().insert(REQUEST_ID, journey.request_id.header());

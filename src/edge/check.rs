@@ -17,11 +17,11 @@ use super::body::Body;
 use super::journey::Journey;
 use super::rejection::Rejection;
 
-/// A request and the notes about it.
+/// A request and the notes about it. The request is boxed: every stage's future holds one, and moves it on to the next.
 #[derive(Debug)]
 pub struct Arrival<B> {
     pub journey: Arc<Journey>,
-    pub request: Request<B>,
+    pub request: Box<Request<B>>,
 }
 
 /// One decision on a request's way.

@@ -228,7 +228,7 @@ mod tests {
         };
         Arrival {
             journey: Journey::begin(connection),
-            request,
+            request: Box::new(request),
         }
     }
 

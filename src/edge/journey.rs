@@ -15,7 +15,7 @@ use super::forwarded::Origin;
 use crate::authn::Principal;
 use crate::limit::Held;
 use crate::listener::ConnectionInfo;
-use crate::mcp::{Era, Id, Message};
+use crate::mcp::{Era, Id, Message, Payload};
 use crate::route::Route;
 use crate::session::StreamHandle;
 
@@ -44,11 +44,16 @@ pub struct Journey {
 #[derive(Debug)]
 pub struct CallNotes {
     pub era: Era,
-    pub messages: Arc<[Message]>,
-    /// The body was an array.
-    pub batch: bool,
+    pub payload: Payload,
     /// The HTTP+SSE stream that hears of failures, when there is one.
     pub stream: Option<StreamHandle>,
+}
+
+impl CallNotes {
+    /// The body's messages, in order.
+    pub fn messages(&self) -> &[Message] {
+        self.payload.messages()
+    }
 }
 
 impl Journey {
@@ -77,7 +82,7 @@ impl Journey {
     /// The id a single request is answered with.
     pub fn id(&self) -> Option<&Id> {
         let call = self.call.get()?;
-        match &*call.messages {
+        match call.messages() {
             [only] => only.id.as_ref(),
             _ => None,
         }

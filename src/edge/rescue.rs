@@ -75,7 +75,7 @@ where
         let mut response = match call.await {
             Ok(Ok(response)) => response,
             Ok(Err(rejection)) => {
-                record(&self.audit, &journey, &rejection).await;
+                Box::pin(record(&self.audit, &journey, &rejection)).await;
                 answer(&rejection, &journey)
             }
             Err(_) => answer(&Rejection::Panic, &journey),
@@ -357,7 +357,7 @@ fn envelope_id(rejection: &Rejection) -> Option<&Id> {
 fn form(rejection: &Rejection, failure: &Failure, call: &CallNotes, journey: &Journey) -> Response<Body> {
     let denials = journey.route.get().map_or(Denials::Auto, |route| route.config.denials);
     // A batch in which nobody waits for an answer is answered as one notification is: an array would be empty.
-    let batched = call.batch && call.messages.iter().any(|message| message.kind == Kind::Request);
+    let batched = call.payload.is_batch() && call.messages().iter().any(|message| message.kind == Kind::Request);
     let body = match (rejection, journey.principal.get()) {
         (Rejection::Forbidden(refused), Some(principal)) if batched => batch(refused, principal),
         _ => error(failure, journey.id()),
@@ -365,8 +365,8 @@ fn form(rejection: &Rejection, failure: &Failure, call: &CallNotes, journey: &Jo
     let spared = failure.spares_legacy();
     let in_band = denials == Denials::InBand
         && (spared || failure.code == codes::INSUFFICIENT_SCOPE)
-        && call.messages.len() == 1
-        && &*call.messages[0].method == "tools/call";
+        && call.messages().len() == 1
+        && &*call.messages()[0].method == "tools/call";
     if let (true, Some(id)) = (in_band, journey.id()) {
         let result = mcp::tool_error_result(id, &failure.message, call.era == Era::Modern);
         return success(failure, call, result);

@@ -212,10 +212,10 @@ impl LimitCheck {
     }
 }
 
-impl Check<Call> for LimitCheck {
-    type Passed = Call;
+impl Check<Box<Call>> for LimitCheck {
+    type Passed = Box<Call>;
 
-    async fn check(&self, call: Call) -> Result<Call, Rejection> {
+    async fn check(&self, call: Box<Call>) -> Result<Box<Call>, Rejection> {
         match self.admit(&call) {
             Ok(None) => {}
             Ok(Some(held)) => {

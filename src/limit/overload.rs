@@ -99,7 +99,7 @@ mod tests {
                 tls: false,
                 certificate: None,
             }),
-            request: Request::new(()),
+            request: Box::new(Request::new(())),
         }
     }
 

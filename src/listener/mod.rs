@@ -263,31 +263,27 @@ where
             }
         }
         let peer = self.peer;
-        match self.tls.take() {
-            None => {
-                self.serve(
-                    socket,
-                    ConnectionInfo {
-                        peer,
-                        tls: false,
-                        certificate: None,
-                    },
-                )
-                .await
+        let plain = ConnectionInfo {
+            peer,
+            tls: false,
+            certificate: None,
+        };
+        // Each way is boxed, so that an idle connection keeps no room for a handshake.
+        let Some(tls) = self.tls.take() else {
+            return Box::pin(self.serve(socket, plain)).await;
+        };
+        let shaking = Box::pin(tokio::time::timeout(self.handshake_timeout, tls.accept(socket)));
+        match shaking.await {
+            Ok(Ok(stream)) => {
+                let encrypted = ConnectionInfo {
+                    tls: true,
+                    certificate: tls::thumbprint(stream.get_ref().1),
+                    ..plain
+                };
+                Box::pin(self.serve(stream, encrypted)).await;
             }
-            Some(tls) => match tokio::time::timeout(self.handshake_timeout, tls.accept(socket)).await {
-                Ok(Ok(stream)) => {
-                    let certificate = tls::thumbprint(stream.get_ref().1);
-                    let info = ConnectionInfo {
-                        peer,
-                        tls: true,
-                        certificate,
-                    };
-                    self.serve(stream, info).await;
-                }
-                Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
-                Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
-            },
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+            Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
         }
     }
 

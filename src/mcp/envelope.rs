@@ -11,6 +11,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -71,7 +72,7 @@ pub fn parse(body: &Bytes) -> Result<Payload, EnvelopeError> {
     check_depth(body)?;
     let text = std::str::from_utf8(body).map_err(|_| EnvelopeError::parse("the body is not UTF-8"))?;
     match text.trim_start_matches([' ', '\t', '\r', '\n']).as_bytes().first() {
-        Some(b'{') => message(body, text).map(|message| Payload::Single(Box::new(message))),
+        Some(b'{') => message(body, text).map(|message| Payload::Single(Arc::new(message))),
         Some(b'[') => {
             let members: Vec<&RawValue> =
                 serde_json::from_str(text).map_err(|_| EnvelopeError::parse("the body is not JSON"))?;
@@ -84,7 +85,7 @@ pub fn parse(body: &Bytes) -> Result<Payload, EnvelopeError> {
             let messages = members
                 .iter()
                 .map(|member| message(body, member.get()))
-                .collect::<Result<Vec<_>, _>>()?;
+                .collect::<Result<Arc<[_]>, _>>()?;
             let mut ids = HashSet::new();
             let requests = messages.iter().filter(|message| message.kind == Kind::Request);
             if !requests
@@ -408,7 +409,7 @@ mod tests {
 
     fn single(body: &str) -> Message {
         match parse(&Bytes::copy_from_slice(body.as_bytes())).expect(body) {
-            Payload::Single(message) => *message,
+            Payload::Single(message) => Message::clone(&message),
             Payload::Batch(_) => panic!("a batch"),
         }
     }

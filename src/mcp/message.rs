@@ -3,21 +3,28 @@
 //! Texts that policy compares are owned and unescaped; everything else is a slice of the body it came in, so a
 //! message costs no copy of its parameters.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
-/// What a POST carried.
+/// What a POST carried. Clones share it.
 #[derive(Clone, Debug)]
 pub enum Payload {
-    Single(Box<Message>),
+    Single(Arc<Message>),
     /// Only under 2025-03-26; 1 to 64 members.
-    Batch(Vec<Message>),
+    Batch(Arc<[Message]>),
 }
 
 impl Payload {
+    /// Whether the body was an array.
+    pub fn is_batch(&self) -> bool {
+        matches!(self, Self::Batch(_))
+    }
+
     /// The messages in order.
     pub fn messages(&self) -> &[Message] {
         match self {
-            Self::Single(message) => std::slice::from_ref(&**message),
+            Self::Single(message) => std::slice::from_ref(message),
             Self::Batch(messages) => messages,
         }
     }

@@ -196,7 +196,7 @@ where
         };
         let method = arrival.request.method().clone();
         let Arrival { journey, .. } = arrival;
-        let answer = document.answer(&method).await;
+        let answer = Box::pin(document.answer(&method)).await;
         if answer.is_err() {
             // Pages must be able to read that there is no document, too.
             let _ = journey.origin.set(HeaderValue::from_static(ANYONE));
@@ -255,7 +255,7 @@ mod tests {
         };
         let arrival = Arrival {
             journey: Journey::begin(connection),
-            request: Request::builder().method(method).uri(path).body(()).unwrap(),
+            request: Box::new(Request::builder().method(method).uri(path).body(()).unwrap()),
         };
         let documents = WellKnown::new(routes, &Mirrors::default());
         let stage = WellKnownLayer::new(Arc::new(documents)).layer(Beyond);

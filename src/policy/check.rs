@@ -9,7 +9,7 @@ use crate::edge::{Check, Rejection};
 /// A call that may go on.
 #[derive(Debug)]
 pub struct Permitted {
-    pub call: Call,
+    pub call: Box<Call>,
     pub permit: Permit,
     /// One a message, in order; empty for calls without a message.
     pub decisions: Vec<Decision>,
@@ -21,10 +21,10 @@ pub struct PolicyCheck {
     pub clock: Clock,
 }
 
-impl Check<Call> for PolicyCheck {
+impl Check<Box<Call>> for PolicyCheck {
     type Passed = Permitted;
 
-    async fn check(&self, call: Call) -> Result<Permitted, Rejection> {
+    async fn check(&self, call: Box<Call>) -> Result<Permitted, Rejection> {
         let policy = &call.route.config.policy;
         let (permit, decisions) = match &call.form {
             Form::Get | Form::Delete => (policy.permit_stream(&call.principal), Vec::new()),

@@ -129,7 +129,7 @@ impl RoutePolicy {
         now: UnixSeconds,
         mut hear: impl FnMut(&str, RuleName, Fit),
     ) -> Verdict {
-        let no_list = self.budget.is_some() && matches!(payload, Payload::Batch(_));
+        let no_list = self.budget.is_some() && payload.is_batch();
         let decisions: Vec<Decision> = payload
             .messages()
             .iter()

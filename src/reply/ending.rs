@@ -42,7 +42,7 @@ impl Check<Permitted> for AuditCheck {
             let arguments = journey
                 .call
                 .get()
-                .and_then(|call| call.messages.get(member)?.arguments.as_ref());
+                .and_then(|call| call.messages().get(member)?.arguments.as_ref());
             if let (Some(account), Some(arguments)) = (&mut ending.0, arguments) {
                 account.args_hmac = Some(self.sealer.hmac(Purpose::AuditArguments, arguments));
             }
@@ -143,7 +143,7 @@ impl Account {
 
 /// Counts one message of a request.
 pub fn count(journey: &Journey, member: Option<usize>, outcome: Outcome, duration: Duration) {
-    let message = member.and_then(|member| journey.call.get()?.messages.get(member));
+    let message = member.and_then(|member| journey.call.get()?.messages().get(member));
     if let (Some(route), Some(message)) = (journey.route.get(), message) {
         let tool = (&*message.method == "tools/call")
             .then_some(message.name.as_deref())
@@ -155,7 +155,7 @@ pub fn count(journey: &Journey, member: Option<usize>, outcome: Outcome, duratio
 /// What the audit says of a request, refused or served.
 pub fn line<'a>(journey: &'a Journey, member: Option<usize>, decision: Option<&Decision>) -> AuditLine<'a> {
     let principal = journey.principal.get();
-    let message = member.and_then(|member| journey.call.get()?.messages.get(member));
+    let message = member.and_then(|member| journey.call.get()?.messages().get(member));
     AuditLine {
         time: jiff::Timestamp::now(),
         request_id: journey.request_id.as_str(),

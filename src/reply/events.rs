@@ -163,7 +163,8 @@ impl Flow {
                         // A call may have come while nobody looked.
                         self.ended = !self.is_busy() || self.relay.standing.as_ref().is_some_and(Standing::is_expired);
                     }
-                    Interruption::Shaken => self.reconsider().await,
+                    // Boxed: it is rare, and a stream is kept for hours.
+                    Interruption::Shaken => Box::pin(self.reconsider()).await,
                 },
                 frame = self.relay.upstream.frame() => self.came(frame),
                 Some(told) = told(&mut self.relay.open), if boundary => {

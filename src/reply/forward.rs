@@ -67,8 +67,8 @@ impl Forward {
 impl Stage<Funded> for Forward {
     type Error = Rejection;
 
-    async fn serve(&self, funded: Funded) -> Result<Response<Body>, Rejection> {
-        self.0.forward(funded).await
+    fn serve(&self, funded: Funded) -> impl Future<Output = Result<Response<Body>, Rejection>> + Send {
+        self.0.forward(funded)
     }
 }
 
@@ -109,11 +109,11 @@ impl Shared {
                 let sent = sending.first(body).await?;
                 note(endings, sending.kind(), &sent.name);
                 if gathers && sent.response.status().is_success() {
-                    return self.gathered(sending, sent, endings).await;
+                    return Box::pin(self.gathered(sending, sent, endings)).await;
                 }
                 self.answer(permitted, *era, payload, sent, endings).await
             }
-            Form::Message { .. } => self.message(sending, endings).await,
+            Form::Message { .. } => Box::pin(self.message(sending, endings)).await,
             Form::Get => {
                 let sent = sending.first(Bytes::new()).await?;
                 note(endings, sending.kind(), &sent.name);
@@ -166,7 +166,7 @@ impl Shared {
         let call = &permitted.call;
         let refused = refused_members(call, payload, &permitted.decisions);
         let rules = call.route.config.policy.has_rules();
-        let batch = matches!(payload, Payload::Batch(_));
+        let batch = payload.is_batch();
         let expects_answer = payload.messages().iter().any(|message| message.kind == Kind::Request);
         let status = sent.response.status();
         if is_event_stream(sent.response.headers()) && status.is_success() {

@@ -174,7 +174,7 @@ impl Inspector {
         let id = id.canonical();
         let place = self.journey.call.get().and_then(|call| {
             endings.iter().position(|ending| {
-                let message = ending.member().and_then(|member| call.messages.get(member));
+                let message = ending.member().and_then(|member| call.messages().get(member));
                 message.and_then(|message| message.id.as_ref()).map(Id::canonical) == Some(id.clone())
             })
         });

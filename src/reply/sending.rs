@@ -22,7 +22,8 @@ use crate::upstream::{EndpointId, Outbound, Sent};
 pub struct Sending {
     pub permitted: Permitted,
     credential: OutboundCredential,
-    headers: HeaderMap,
+    era: Option<Era>,
+    session: Option<HeaderValue>,
     method: Method,
     target: Option<PathAndQuery>,
     endpoint: Option<EndpointId>,
@@ -40,11 +41,11 @@ impl Sending {
             Form::Message { .. } => Some(Era::Sse),
             Form::Get | Form::Delete => None,
         };
-        let mut headers = headers::outbound(&call.headers, era, &call.route.config.upstream.forward_headers);
-        if let Some(session) = &call.session {
-            let value = HeaderValue::try_from(&*session.upstream).map_err(|_| Rejection::UnknownSession)?;
-            headers.insert(SESSION_HEADER, value);
-        }
+        let session = call
+            .session
+            .as_ref()
+            .map(|session| HeaderValue::try_from(&*session.upstream));
+        let session = session.transpose().map_err(|_| Rejection::UnknownSession)?;
         let (method, target, endpoint) = match &call.form {
             Form::Post { .. } => (Method::POST, None, None),
             Form::Message { stream, .. } => {
@@ -58,7 +59,8 @@ impl Sending {
         Ok(Self {
             permitted,
             credential,
-            headers,
+            era,
+            session,
             method,
             target,
             endpoint,
@@ -83,6 +85,15 @@ impl Sending {
     /// The request's era.
     pub fn era(&self) -> Era {
         self.call().journey.call.get().map_or(Era::Legacy, |notes| notes.era)
+    }
+
+    fn headers(&self) -> HeaderMap {
+        let call = self.call();
+        let mut headers = headers::outbound(&call.headers, self.era, &call.route.config.upstream.forward_headers);
+        if let Some(session) = &self.session {
+            headers.insert(SESSION_HEADER, session.clone());
+        }
+        headers
     }
 
     /// What `balance: sticky` goes by: hashed only where it is asked for.
@@ -112,7 +123,7 @@ impl Sending {
                 Outbound {
                     method: &self.method,
                     target: self.target.as_ref(),
-                    headers: &self.headers,
+                    headers: &|| self.headers(),
                     body,
                     endpoint,
                     sticky: self.sticky(),
@@ -138,7 +149,12 @@ impl Sending {
     /// Whether replies are looked into: where there are rules or a budget, and for batches.
     fn must_be_read(&self) -> bool {
         let policy = &self.route().config.policy;
-        let batch = self.call().journey.call.get().is_some_and(|notes| notes.batch);
+        let batch = self
+            .call()
+            .journey
+            .call
+            .get()
+            .is_some_and(|notes| notes.payload.is_batch());
         policy.has_rules() || policy.budget().is_some() || batch
     }
 }

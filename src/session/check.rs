@@ -17,10 +17,10 @@ pub struct SessionCheck {
     pub sealer: Arc<Sealer>,
 }
 
-impl Check<Call> for SessionCheck {
-    type Passed = Call;
+impl Check<Box<Call>> for SessionCheck {
+    type Passed = Box<Call>;
 
-    async fn check(&self, mut call: Call) -> Result<Call, Rejection> {
+    async fn check(&self, mut call: Box<Call>) -> Result<Box<Call>, Rejection> {
         if let Some(sealed) = sealed_of(&call.headers, &call.form) {
             let session = sealed
                 .to_str()

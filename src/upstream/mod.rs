@@ -25,7 +25,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, HOST, LOCATION, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use url::Url;
 
@@ -40,6 +40,8 @@ use dial::Client;
 /// How long an endpoint that can't be connected to is passed over.
 const EJECTED: Duration = Duration::from_secs(5);
 const MAX_REDIRECTS: usize = 3;
+/// None of these is on anybody's list of what may pass; each would be another's credential, or frame the request.
+const NEVER: [HeaderName; 5] = [AUTHORIZATION, COOKIE, HOST, CONTENT_LENGTH, TRANSFER_ENCODING];
 
 /// The servers behind one route.
 pub struct Upstream {
@@ -93,8 +95,8 @@ pub struct Outbound<'a> {
     pub method: &'a Method,
     /// `None`: the endpoint URL's own path and query.
     pub target: Option<&'a PathAndQuery>,
-    /// Already allow-listed.
-    pub headers: &'a HeaderMap,
+    /// Makes the headers, already allow-listed, anew for every try: hardly ever is there a second one.
+    pub headers: &'a (dyn Fn() -> HeaderMap + Send + Sync),
     pub body: Bytes,
     /// A session's endpoint: no other is asked.
     pub endpoint: Option<EndpointId>,
@@ -356,9 +358,8 @@ impl Upstream {
         *request.method_mut() = outbound.method.clone();
         *request.uri_mut() = uri;
         let headers = request.headers_mut();
-        headers.clone_from(outbound.headers);
-        // None of these is on anybody's list of what may pass; each would be another's credential, or frame the request.
-        for name in [AUTHORIZATION, COOKIE, HOST, CONTENT_LENGTH, TRANSFER_ENCODING] {
+        *headers = (outbound.headers)();
+        while let Some(name) = headers.keys().find(|name| NEVER.contains(name)).cloned() {
             headers.remove(name);
         }
         credential.apply(headers);

@@ -83,11 +83,10 @@ pub fn credential() -> OutboundCredential {
 }
 
 pub fn get() -> Outbound<'static> {
-    static NONE: std::sync::LazyLock<HeaderMap> = std::sync::LazyLock::new(HeaderMap::new);
     Outbound {
         method: &Method::GET,
         target: None,
-        headers: &NONE,
+        headers: &HeaderMap::new,
         body: bytes::Bytes::new(),
         endpoint: None,
         sticky: None,

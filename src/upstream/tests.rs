@@ -110,7 +110,7 @@ async fn r46_host_is_the_endpoints_and_one_credential_leaves() {
         headers.append(name, HeaderValue::from_static(value));
     }
     let outbound = Outbound {
-        headers: &headers,
+        headers: &|| headers.clone(),
         ..get()
     };
     assert_eq!(text(route.send(outbound).await.expect("an answer")).await, "ok");
