@@ -63,6 +63,11 @@ impl Client {
         }
     }
 
+    /// Calls with this token from now on.
+    pub fn authorize(&mut self, token: &str) {
+        self.bearer = format!("Bearer {token}");
+    }
+
     /// One small call on a fresh connection.
     pub async fn call_once(&self) -> Result<(), Failure> {
         let mut connection = self.connect().await?;
@@ -187,7 +192,8 @@ impl Client {
         Ok(())
     }
 
-    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, Failure> {
+    /// A connection of its own.
+    pub async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, Failure> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await?;
@@ -196,7 +202,8 @@ impl Client {
         Ok(sender)
     }
 
-    async fn small(&self, connection: &mut SendRequest<Full<Bytes>>) -> Result<(), Failure> {
+    /// One small call.
+    pub async fn small(&self, connection: &mut SendRequest<Full<Bytes>>) -> Result<(), Failure> {
         let reply = self
             .call(connection, "small", json!({"query": "whatever a small call asks"}))
             .await?;

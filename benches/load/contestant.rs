@@ -1,7 +1,7 @@
 //! The processes that are compared, and what `/proc` says about them.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -11,6 +11,11 @@ use portcullis::cli::demo::issuer::DevelopmentIssuer;
 use tempfile::TempDir;
 
 use crate::{Failure, bare};
+
+/// The gate's configuration, in its directory.
+const CONFIG: &str = "portcullis.yaml";
+/// Where a line of it begins that changes nothing which matters: a body limit of 65 and some more digits, in KiB.
+const CHANGES: &str = "    limits: {body: 65";
 
 /// The gate's identity accepts it on every route.
 pub const AUDIENCE: &str = "bench";
@@ -47,7 +52,7 @@ pub struct Contestant {
     pub started_in: Duration,
     child: Option<Child>,
     /// Its files; gone with it.
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Contestant {
@@ -78,19 +83,12 @@ impl Contestant {
                 (address, Some(child))
             }
             Kind::Gate | Kind::Shedding => {
-                let address = free_address()?;
+                let (address, admin) = (free_address()?, free_address()?);
                 fs::write(directory.path().join("jwks.json"), issuer.jwks().to_string())?;
-                let file = directory.path().join("portcullis.yaml");
-                fs::write(
-                    &file,
-                    gate_yaml(kind, address, free_address()?, upstream, issuer.issuer()),
-                )?;
-                let child = many_files(Path::new(env!("CARGO_BIN_EXE_portcullis")))
-                    .arg("serve")
-                    .arg("--config")
-                    .arg(&file)
-                    .spawn()?;
-                (address, Some(child))
+                let keys = format!(r#"issuer: "{}", jwks_file: jwks.json"#, issuer.issuer());
+                let requests = if kind == Kind::Shedding { 64 } else { 10_000 };
+                let yaml = gate_yaml(address, admin, &[upstream], &keys, requests);
+                (address, Some(serve(directory.path(), &yaml)?))
             }
         };
         let mut contestant = Self {
@@ -98,11 +96,59 @@ impl Contestant {
             address,
             started_in: Duration::ZERO,
             child,
-            _directory: directory,
+            directory,
         };
         contestant.wait().await?;
         contestant.started_in = begun.elapsed();
         Ok(Some(contestant))
+    }
+
+    /// A gate in front of two servers, whose issuer is asked for its keys.
+    pub async fn soaked(upstreams: &[SocketAddr], issuer: &str) -> Result<Self, Failure> {
+        let directory = tempfile::tempdir()?;
+        let begun = Instant::now();
+        let (address, admin) = (free_address()?, free_address()?);
+        let yaml = gate_yaml(address, admin, upstreams, &format!(r#"issuer: "{issuer}""#), 10_000);
+        let child = serve(directory.path(), &yaml)?;
+        let mut contestant = Self {
+            kind: Kind::Gate,
+            address,
+            started_in: Duration::ZERO,
+            child: Some(child),
+            directory,
+        };
+        contestant.wait().await?;
+        contestant.started_in = begun.elapsed();
+        Ok(contestant)
+    }
+
+    /// Changes the gate's configuration, and has it read again.
+    pub fn reconfigure(&self, times: usize) -> Result<(), Failure> {
+        let file = self.directory.path().join(CONFIG);
+        let yaml = fs::read_to_string(&file)?;
+        let (kept, _) = yaml.split_once(CHANGES).ok_or("the configuration is the gate's")?;
+        // Renamed into place, as whoever changes a file that is watched should.
+        let next = self.directory.path().join("next.yaml");
+        fs::write(&next, format!("{kept}{CHANGES}{times}KiB}}\n"))?;
+        Ok(fs::rename(next, file)?)
+    }
+
+    /// How many reloads the gate says have succeeded.
+    pub async fn reloads(&self) -> Result<usize, Failure> {
+        let file = fs::read_to_string(self.directory.path().join(CONFIG))?;
+        let admin = file
+            .split("admin: {address: \"")
+            .nth(1)
+            .and_then(|rest| rest.split('"').next());
+        let admin: SocketAddr = admin.ok_or("the configuration is the gate's")?.parse()?;
+        let mut metrics = String::new();
+        let mut stream = TcpStream::connect(admin)?;
+        stream.write_all(format!("GET /metrics HTTP/1.0\r\nhost: {admin}\r\n\r\n").as_bytes())?;
+        stream.read_to_string(&mut metrics)?;
+        let count = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("portcullis_config_reloads_total{result=\"ok\"} "));
+        Ok(count.map(str::parse).transpose()?.unwrap_or_default())
     }
 
     async fn wait(&mut self) -> Result<(), Failure> {
@@ -230,24 +276,36 @@ fn nginx_conf(directory: &Path, address: SocketAddr, upstream: SocketAddr) -> St
     )
 }
 
-fn gate_yaml(kind: Kind, address: SocketAddr, admin: SocketAddr, upstream: SocketAddr, issuer: &str) -> String {
-    let requests = if kind == Kind::Shedding { 64 } else { 10_000 };
+fn serve(directory: &Path, yaml: &str) -> Result<Child, Failure> {
+    let file = directory.join(CONFIG);
+    fs::write(&file, yaml)?;
+    let mut gate = many_files(Path::new(env!("CARGO_BIN_EXE_portcullis")));
+    Ok(gate.arg("serve").arg("--config").arg(file).spawn()?)
+}
+
+fn gate_yaml(address: SocketAddr, admin: SocketAddr, upstreams: &[SocketAddr], keys: &str, requests: usize) -> String {
+    let urls: Vec<String> = upstreams
+        .iter()
+        .map(|server| format!(r#""http://{server}/mcp""#))
+        .collect();
+    let urls = urls.join(", ");
     format!(
-        r#"listen: {{address: "{address}", limits: {{requests: {requests}}}}}
+        r#"listen: {{address: "{address}", limits: {{requests: {requests}, connections_per_address: 10000}}}}
 admin: {{address: "{admin}"}}
 telemetry: {{log: {{level: warn}}, audit: {{file: audit.jsonl}}}}
 identity:
-  bench: {{issuer: "{issuer}", jwks_file: jwks.json, algorithms: [ES256], audiences: [{AUDIENCE}]}}
+  bench: {{{keys}, algorithms: [ES256], audiences: [{AUDIENCE}]}}
 roles:
   caller: ["role:caller"]
 routes:
   bench:
     path: /mcp
-    upstream: {{urls: ["http://{upstream}/mcp"], transport: streamable-http}}
+    upstream: {{urls: [{urls}], transport: streamable-http}}
     tools:
       rules:
         - {{allow: ["get_*", "small", "slow", "events", "big"], to: [caller]}}
         - {{deny: ["admin_*"]}}
+{CHANGES}0KiB}}
 "#
     )
 }

@@ -4,6 +4,7 @@
 //! cargo bench --bench load               # minutes of numbers
 //! cargo bench --bench load -- --smoke    # seconds; fails on errors, never on timing
 //! cargo bench --bench load -- --overload # twice what a slow server can do; fails under 80 % of its peak
+//! cargo bench --bench load -- --soak     # a quarter of an hour of mishaps; fails when anybody would notice
 //! ```
 //!
 //! 1. Every contestant is a process of its own and gets the same requests, bearer and all, over as many connections.
@@ -26,6 +27,7 @@ mod bare;
 mod client;
 mod contestant;
 mod overload;
+mod soak;
 mod table;
 mod upstream;
 
@@ -87,20 +89,18 @@ fn main() -> ExitCode {
     // `cargo bench` says `--bench`; `cargo test --all-targets` says nothing and wants to be done soon.
     let asked = |flag: &str| arguments.iter().any(|argument| argument == flag);
     let smoke = asked("--smoke") || asked("--test") || !asked("--bench");
-    if asked("--overload") {
-        return match runtime.block_on(overload::run()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("load: {error}");
-                ExitCode::FAILURE
-            }
-        };
-    }
-    match runtime.block_on(compare(if smoke { &SMOKE } else { &FULL })) {
-        Ok(table) => {
-            print!("{table}");
-            ExitCode::SUCCESS
+    let ran = runtime.block_on(async {
+        if asked("--overload") {
+            return overload::run().await;
         }
+        if asked("--soak") {
+            return soak::run(if smoke { &soak::SMOKE } else { &soak::FULL }).await;
+        }
+        print!("{}", compare(if smoke { &SMOKE } else { &FULL }).await?);
+        Ok(())
+    });
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("load: {error}");
             ExitCode::FAILURE

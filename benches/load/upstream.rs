@@ -34,9 +34,14 @@ pub static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Starts the server.
 pub async fn start() -> io::Result<Loopback> {
+    start_at(0).await
+}
+
+/// Starts it on this port.
+pub async fn start_at(port: u16) -> io::Result<Loopback> {
     LazyLock::force(&EPOCH);
     Loopback::serve(
-        0,
+        port,
         service_fn(|request| async { Ok::<_, Infallible>(answer(request).await) }),
     )
     .await

@@ -57,9 +57,9 @@ pub fn credentials(headers: &HeaderMap) -> Result<Option<(Scheme, &str)>, Malfor
 fn is_b64token(token: &str) -> bool {
     let body = token.trim_end_matches('=');
     !body.is_empty()
-        && body
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte))
+        && body.bytes().all(
+            |byte| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'+' | b'/'),
+        )
 }
 
 #[cfg(test)]

@@ -69,9 +69,8 @@ impl<S: Stage<Arrival<RequestBody>, Error = Infallible>> Inner<S> {
     async fn serve(&self, incoming: Incoming) -> Response<Body> {
         let Incoming { connection, request } = incoming;
         let journey = Journey::begin(connection);
-        let method = request.method().clone();
-        // Its path alone is logged: a query can carry a session or, against the rules, a token.
-        let uri = request.uri().clone();
+        let asked = tracing::enabled!(target: "portcullis::access", tracing::Level::INFO)
+            .then(|| (request.method().clone(), request.uri().clone()));
         let arrival = Arrival {
             journey: journey.clone(),
             request: Box::new(request.map(RequestBody::new)),
@@ -84,17 +83,20 @@ impl<S: Stage<Arrival<RequestBody>, Error = Infallible>> Inner<S> {
             Some(route) => route.metrics.http_request(status),
             None => self.metrics.unrouted_http_request(status),
         }
-        tracing::info!(
-            target: "portcullis::access",
-            request_id = journey.request_id.as_str(),
-            client = %journey.client(),
-            peer = %connection.peer,
-            %method,
-            path = uri.path(),
-            status,
-            route = route.map(|route| route.name()),
-            elapsed_us = u64::try_from(journey.started.elapsed().as_micros()).unwrap_or(u64::MAX),
-        );
+        if let Some((method, uri)) = asked {
+            tracing::info!(
+                target: "portcullis::access",
+                request_id = journey.request_id.as_str(),
+                client = %journey.client(),
+                peer = %connection.peer,
+                %method,
+                // Its path alone: a query can carry a session or, against the rules, a token.
+                path = uri.path(),
+                status,
+                route = route.map(|route| route.name()),
+                elapsed_us = u64::try_from(journey.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            );
+        }
         if journey.held.get().is_some() {
             return response.map(|body| limit::keep(body, journey));
         }

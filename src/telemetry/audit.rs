@@ -30,8 +30,9 @@ use crate::policy::RuleName;
 const BACKLOG: usize = 8192;
 /// How long a request waits for a stalled sink.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// The writer gathers lines this long, so that a busy gateway wakes it hundreds of times a second and not thousands.
-const GATHER: Duration = Duration::from_millis(2);
+/// The writer gathers lines this long: a busy gateway wakes it a hundred times a second and not thousands, and what it
+/// appends is large enough for the kernel to take in large pages.
+const GATHER: Duration = Duration::from_millis(10);
 /// Bytes of memory that an idle queue keeps.
 const KEPT: usize = 256 * 1024;
 /// Between two tries to write what failed.

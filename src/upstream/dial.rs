@@ -1,6 +1,8 @@
 //! Connections: TCP, TLS where the URL says https, h2 where ALPN agrees.
 
+use std::io;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -9,8 +11,9 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::Uri;
 use http_body_util::Full;
+use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -70,7 +73,7 @@ pub struct Dial {
 }
 
 impl Service<Uri> for Dial {
-    type Response = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
+    type Response = Unadorned<<HttpsConnector<HttpConnector> as Service<Uri>>::Response>;
     type Error = BodyError;
     type Future = BoxFuture<'static, Result<Self::Response, BodyError>>;
 
@@ -88,8 +91,54 @@ impl Service<Uri> for Dial {
                 Err(_) => Err(format!("no connection within {} s", timeout.as_secs_f32()).into()),
             };
             events(UpstreamEvent::Connected { ok: connected.is_ok() });
-            connected
+            connected.map(Unadorned)
         })
+    }
+}
+
+/// A connection that says nothing of itself but its protocol: hyper-util copies what its own say (two addresses, and a
+/// map for them) into every response, and nobody here reads it.
+pub struct Unadorned<T>(T);
+
+impl<T: Connection> Connection for Unadorned<T> {
+    fn connected(&self) -> Connected {
+        if self.0.connected().is_negotiated_h2() {
+            Connected::new().negotiated_h2()
+        } else {
+            Connected::new()
+        }
+    }
+}
+
+impl<T: Read + Unpin> Read for Unadorned<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_read(cx, buf)
+    }
+}
+
+impl<T: Write + Unpin> Write for Unadorned<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().0).poll_write_vectored(cx, bufs)
     }
 }
 

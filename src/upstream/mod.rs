@@ -25,7 +25,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, HOST, LOCATION, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
 use url::Url;
 
@@ -59,6 +59,9 @@ pub struct Endpoint {
     url: Url,
     /// The same, as requests carry it: made once, and cheap to clone.
     uri: Uri,
+    /// What hyper would spell anew for every request; `None` where the connection may turn out to be HTTP/2, which has
+    /// no such header.
+    host: Option<HeaderValue>,
     /// For people: without userinfo and query.
     name: Arc<str>,
     client: Client,
@@ -182,6 +185,7 @@ impl Upstream {
                     uri: uri(url).ok_or_else(|| SetupError::NoHost(url.clone()))?,
                     name: format!("{}://{host}{port}{}", url.scheme(), url.path()).into(),
                     client: dial::client(tls.clone(), config.connect_timeout, events.clone()),
+                    host: host_header(url),
                     url: url.clone(),
                     ejected_until: AtomicU64::new(0),
                     started: Instant::now(),
@@ -363,6 +367,9 @@ impl Upstream {
             headers.remove(name);
         }
         credential.apply(headers);
+        if let Some(host) = &endpoint.host {
+            headers.insert(HOST, host.clone());
+        }
         let asking = endpoint.client.request(request);
         let answer = match self.response_timeout {
             None => asking.await,
@@ -467,10 +474,20 @@ impl Endpoint {
     }
 }
 
+fn authority(url: &Url) -> &str {
+    &url[url::Position::BeforeHost..url::Position::AfterPort]
+}
+
+fn host_header(url: &Url) -> Option<HeaderValue> {
+    // From bytes that nobody else owns: a copy of it costs a reference count.
+    let plain = url.scheme() == "http";
+    plain.then(|| HeaderValue::from_maybe_shared(Bytes::from(authority(url).to_owned())).ok())?
+}
+
 fn uri(url: &Url) -> Option<Uri> {
     Uri::builder()
         .scheme(url.scheme())
-        .authority(&url[url::Position::BeforeHost..url::Position::AfterPort])
+        .authority(authority(url))
         .path_and_query(path_and_query(url)?)
         .build()
         .ok()
