@@ -425,9 +425,12 @@ impl Endpoint {
 
     fn eject(&self, error: &dyn std::error::Error) {
         let error = chain(error);
-        tracing::warn!(endpoint = &*self.name, error, "cannot connect to the upstream");
-        let until = self.elapsed() + u64::try_from(EJECTED.as_millis()).expect("five seconds fit");
-        self.ejected_until.store(until, Ordering::Relaxed);
+        let now = self.elapsed();
+        let until = now + u64::try_from(EJECTED.as_millis()).expect("five seconds fit");
+        // Of all the requests that find it gone at once, one says so.
+        if self.ejected_until.swap(until, Ordering::Relaxed) <= now {
+            tracing::warn!(endpoint = &*self.name, error, "cannot connect to the upstream");
+        }
         *self.error() = Some(error);
     }
 
