@@ -114,6 +114,11 @@ async fn each_failing_check_is_401_and_reaches_nobody() {
         ("alg none", vec![header("alg", json!("none"))], "algorithm"),
         ("alg HS256", vec![header("alg", json!("HS256"))], "algorithm"),
         ("alg of another key", vec![header("alg", json!("RS256"))], "algorithm"),
+        (
+            "alg Ed25519 of a P-256 key",
+            vec![header("alg", json!("Ed25519"))],
+            "algorithm",
+        ),
         ("no jwk", vec![header("jwk", json!(null))], "key"),
         ("private jwk", vec![header("jwk", private)], "key"),
         ("another jwk", vec![header("jwk", jwk(&other.key))], "signature"),
@@ -140,7 +145,7 @@ async fn each_failing_check_is_401_and_reaches_nobody() {
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{name}");
         let challenge = challenges(&answer);
         assert!(
-            challenge.starts_with("DPoP algs=\"ES256 ES384 EdDSA PS256 RS256\", error=\"invalid_dpop_proof\""),
+            challenge.starts_with("DPoP algs=\"ES256 ES384 Ed25519 EdDSA PS256 RS256\", error=\"invalid_dpop_proof\""),
             "{name}: {challenge}"
         );
         let counted = format!("reason=\"proof_{reason}\"");
