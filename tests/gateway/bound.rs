@@ -6,7 +6,9 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::StatusCode;
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use portcullis::cli::demo::issuer::random_text;
 use serde_json::{Value, json};
 
 use super::gate::{Answer, Gate, call};
@@ -28,8 +30,12 @@ fn jwk(key: &EcdsaKeyPair) -> Value {
 }
 
 fn mint(gate: &Gate, confirmation: Option<Value>) -> String {
+    mint_for(gate, "alice", confirmation)
+}
+
+fn mint_for(gate: &Gate, subject: &str, confirmation: Option<Value>) -> String {
     let now = gate.clock.now();
-    let mut claims = json!({"iss": gate.issuer.issuer(), "sub": "alice", "aud": gate.url(), "scope": "notes.read",
+    let mut claims = json!({"iss": gate.issuer.issuer(), "sub": subject, "aud": gate.url(), "scope": "notes.read",
         "iat": now, "exp": now + 600});
     if let Some(confirmation) = confirmation {
         claims["cnf"] = confirmation;
@@ -39,9 +45,13 @@ fn mint(gate: &Gate, confirmation: Option<Value>) -> String {
 
 impl Client {
     fn new(gate: &Gate) -> Self {
+        Self::of(gate, "alice")
+    }
+
+    fn of(gate: &Gate, subject: &str) -> Self {
         let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key");
         // serde_json's maps are sorted, as RFC 7638 wants it.
-        let token = mint(gate, Some(json!({"jkt": hash(&jwk(&key).to_string())})));
+        let token = mint_for(gate, subject, Some(json!({"jkt": hash(&jwk(&key).to_string())})));
         Self { key, token }
     }
 
@@ -65,6 +75,19 @@ impl Client {
 
     fn proof(&self, gate: &Gate, jti: &str) -> String {
         self.sign(&self.header(), &self.claims(gate, jti))
+    }
+
+    /// A proof of this key for a request that somebody makes with that token.
+    fn proof_for(&self, gate: &Gate, token: &str, method: &str, target: &str) -> String {
+        let mut claims = self.claims(gate, &random_text());
+        claims["ath"] = json!(hash(token));
+        claims["htm"] = json!(method);
+        claims["htu"] = json!(target);
+        self.sign(&self.header(), &claims)
+    }
+
+    fn dpop(&self) -> String {
+        format!("DPoP {}", self.token)
     }
 }
 
@@ -245,4 +268,169 @@ async fn nonces_are_asked_for_and_supplied() {
     assert_eq!(document["dpop_bound_access_tokens_required"], true);
     assert_eq!(document["dpop_signing_alg_values_supported"][0], "ES256");
     assert_eq!(upstream.seen().len(), 1);
+}
+
+/// A request to one door of an HTTP+SSE route; what is empty is left out.
+fn knock(method: Method, target: &str, authorization: &str, proof: &str) -> Request<Full<bytes::Bytes>> {
+    let body = if method == Method::POST {
+        call("echo").to_string()
+    } else {
+        String::new()
+    };
+    let mut request = Request::builder()
+        .method(method)
+        .uri(target)
+        .header("content-type", "application/json")
+        .header("accept", "text/event-stream");
+    for (name, value) in [("authorization", authorization), ("dpop", proof)] {
+        if !value.is_empty() {
+            request = request.header(name, value);
+        }
+    }
+    request.body(Full::from(body)).expect("a request")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r04_over_http_sse_the_stream_and_every_message_are_proven() {
+    let upstream = Upstream::sse().await;
+    let gate = Gate::with_yaml(&format!(
+        "routes:\n  notes:\n    path: /notes/mcp\n    upstream: {{urls: [\"{}\"], transport: sse}}\n    bearerless_messages: true\n",
+        upstream.url()
+    ))
+    .await;
+    let (client, thief) = (Client::new(&gate), Client::of(&gate, "mallory"));
+    let (stream, messages) = (gate.url(), format!("{}/messages", gate.url()));
+    let token = &client.token;
+    let dpop = client.dpop();
+    let proof = |method: &str, target: &str| client.proof_for(&gate, token, method, target);
+    let refused = async |name: &str, request: Request<Full<bytes::Bytes>>, challenge: &str| {
+        let before = upstream.seen().len();
+        let answer = gate.send(request).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{name}");
+        let said = challenges(&answer);
+        assert!(said.contains(challenge), "{name}: {said}");
+        assert_eq!(upstream.seen().len(), before, "{name}");
+    };
+
+    let (elsewhere, bearer) = (format!("{stream}/elsewhere"), format!("Bearer {token}"));
+    for (name, authorization, proof, challenge) in [
+        (
+            "no proof",
+            &dpop,
+            String::new(),
+            "one DPoP header with a JWT of type dpop+jwt is needed",
+        ),
+        (
+            "another key",
+            &dpop,
+            thief.proof_for(&gate, token, "GET", &stream),
+            "the token is bound to another key",
+        ),
+        (
+            "of a POST",
+            &dpop,
+            proof("POST", &stream),
+            "htm is not this request's method",
+        ),
+        (
+            "of messages",
+            &dpop,
+            proof("GET", &messages),
+            "htu is not this endpoint's URL",
+        ),
+        (
+            "of elsewhere",
+            &dpop,
+            proof("GET", &elsewhere),
+            "htu is not this endpoint's URL",
+        ),
+        ("as bearer", &bearer, proof("GET", &stream), "error=\"invalid_token\""),
+    ] {
+        refused(name, knock(Method::GET, &stream, authorization, &proof), challenge).await;
+    }
+
+    // RFC 9449 section 4.3: query and fragment count on neither side.
+    let opening = proof("GET", &stream);
+    let mut open = gate
+        .open(knock(Method::GET, &format!("{stream}?from=here"), &dpop, &opening))
+        .await;
+    assert_eq!(open.status(), StatusCode::OK);
+    let mut heard = String::new();
+    let mut until = async |part: &str| {
+        let reading = async {
+            while !heard.contains(part) {
+                let frame = open.body_mut().frame().await.expect("it stands").expect("a frame");
+                heard.push_str(std::str::from_utf8(frame.data_ref().expect("data")).expect("UTF-8"));
+            }
+        };
+        let soon = std::time::Duration::from_secs(10);
+        tokio::time::timeout(soon, reading).await.expect("in time");
+        std::mem::take(&mut heard)
+    };
+    let event = until("\n\n").await;
+    let endpoint = event.split_once("data: ").expect("an endpoint").1.trim().to_owned();
+    assert!(endpoint.starts_with(&format!("{messages}?session_id=")), "{event}");
+
+    for (name, authorization, proof, challenge) in [
+        ("no token", "", String::new(), "Bearer resource_metadata"),
+        (
+            "a proof alone",
+            "",
+            proof("POST", &messages),
+            "Bearer resource_metadata",
+        ),
+        ("no proof", &*dpop, String::new(), "one DPoP header"),
+        ("the stream's proof", &dpop, opening, "htm is not"),
+        (
+            "another key",
+            &dpop,
+            thief.proof_for(&gate, token, "POST", &messages),
+            "the token is bound to another key",
+        ),
+        ("of the stream", &dpop, proof("POST", &stream), "htu is not"),
+        ("of a GET", &dpop, proof("GET", &messages), "htm is not"),
+        (
+            "of another token",
+            &dpop,
+            client.proof_for(&gate, &thief.token, "POST", &messages),
+            "ath is not",
+        ),
+        (
+            "as bearer",
+            &bearer,
+            proof("POST", &messages),
+            "error=\"invalid_token\"",
+        ),
+    ] {
+        refused(name, knock(Method::POST, &endpoint, authorization, &proof), challenge).await;
+    }
+    // Somebody else who proves everything about themselves.
+    let theirs = thief.proof_for(&gate, &thief.token, "POST", &messages);
+    let foreign = gate.send(knock(Method::POST, &endpoint, &thief.dpop(), &theirs)).await;
+    assert_eq!(foreign.status, StatusCode::FORBIDDEN);
+    assert_eq!(upstream.seen().len(), 1, "the stream alone");
+
+    for target in [messages.clone(), endpoint.clone(), format!("{endpoint}#there")] {
+        let proof = proof("POST", &target);
+        let passed = gate.send(knock(Method::POST, &endpoint, &dpop, &proof)).await;
+        assert_eq!(passed.status, StatusCode::ACCEPTED, "{target}");
+        until("\"text\":\"echo\"").await;
+        refused(
+            "again",
+            knock(Method::POST, &endpoint, &dpop, &proof),
+            "the proof was used before",
+        )
+        .await;
+    }
+    // The stream is the caller's, whichever of their keys it was opened with.
+    let renewed = Client::new(&gate);
+    let proof = renewed.proof_for(&gate, &renewed.token, "POST", &messages);
+    let passed = gate.send(knock(Method::POST, &endpoint, &renewed.dpop(), &proof)).await;
+    assert_eq!(passed.status, StatusCode::ACCEPTED);
+    let seen = upstream.seen();
+    assert_eq!(seen.len(), 5);
+    assert!(
+        seen.iter()
+            .all(|seen| !seen.headers.contains_key("dpop") && !seen.headers.contains_key("authorization"))
+    );
 }
