@@ -3,6 +3,8 @@
 //! Each pair runs twice on fresh servers, directly and through the gate; the clients print what happened, step by step, and
 //! both reports must be equal. What the clients and servers are stands in `tests/interop/README.md`.
 
+mod bound;
+
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -139,6 +141,39 @@ fn command(name: &str, arguments: &[&str]) -> Command {
     command
 }
 
+/// The port that a started script says it listens on.
+async fn listening(child: &mut Child, name: &str) -> String {
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let port = tokio::time::timeout(Duration::from_secs(60), async {
+        while let Some(line) = lines.next_line().await.expect("text") {
+            if let Some(port) = line.strip_prefix("PORT ") {
+                return port.trim().to_owned();
+            }
+        }
+        panic!("{name} ended without a port")
+    })
+    .await
+    .unwrap_or_else(|_| panic!("{name} did not listen in time"));
+    // Read on, so that the script never blocks on a full pipe.
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    port
+}
+
+/// Runs a client that prints one report, and must come to an end that it calls good.
+async fn reported(command: &mut Command) -> Value {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let output = tokio::time::timeout(PATIENCE, command.output())
+        .await
+        .expect("in time")
+        .expect("it runs");
+    let (said, talk) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(output.status.success(), "{command:?}: {said}\n{talk}");
+    serde_json::from_str(&said).unwrap_or_else(|_| panic!("{command:?} printed no report: {said}"))
+}
+
 impl Server {
     /// Starts it; its URL.
     async fn start(self) -> (Running, String) {
@@ -158,19 +193,7 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .expect("the server starts");
-        let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-        let port = tokio::time::timeout(Duration::from_secs(60), async {
-            while let Some(line) = lines.next_line().await.expect("text") {
-                if let Some(port) = line.strip_prefix("PORT ") {
-                    return port.trim().to_owned();
-                }
-            }
-            panic!("{} ended without a port", self.name)
-        })
-        .await
-        .unwrap_or_else(|_| panic!("{} did not listen in time", self.name));
-        // Read on, so that the server never blocks on a full pipe.
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        let port = listening(&mut child, self.name).await;
         (
             Running::Process { _child: child },
             format!("http://127.0.0.1:{port}{}", self.path),
@@ -423,17 +446,7 @@ async fn sdk_clients_find_their_way_to_a_token() {
         let yaml = MID.route(&url, MID.transport(), "    scopes: [mcp.use]\n");
         let gate = Gate::with_setup("", Some(&identity), &yaml).await;
         let mut command = command(program, arguments);
-        command.arg(gate.url()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let output = tokio::time::timeout(PATIENCE, command.output())
-            .await
-            .expect("in time")
-            .expect("it runs");
-        let report = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            output.status.success(),
-            "{arguments:?}: {report}\n{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let report = reported(command.arg(gate.url())).await.to_string();
         assert!(
             report.contains("/.well-known/oauth-protected-resource/notes/mcp"),
             "{arguments:?}: {report}"
@@ -457,18 +470,8 @@ async fn opaque_tokens_of_a_real_issuer_are_asked_about() {
     let yaml = MID.route(&url, MID.transport(), "    scopes: [mcp.use]\n");
     let gate = Gate::with_setup("", Some(&identity), &yaml).await;
     let mut command = command(NODE, &["tests/interop/clients/oauth.mjs", "--sdk", "v2"]);
-    command.arg(gate.url()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let output = tokio::time::timeout(PATIENCE, command.output())
-        .await
-        .expect("in time")
-        .expect("it runs");
-    let report = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success(),
-        "{report}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert!(report.contains("\"token\":\"opaque\""), "{report}");
+    let report = reported(command.arg(gate.url())).await;
+    assert_eq!(report["token"], "opaque", "{report}");
     let asked = |result: &str| {
         let line = format!("portcullis_token_cache_total{{cache=\"introspection\",result=\"{result}\"}}");
         gate.metric(&line).unwrap_or(0.0)

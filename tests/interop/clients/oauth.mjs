@@ -2,6 +2,7 @@
 // registration, PKCE, token, call. `--sdk v1|v2`; `--transport sse` for HTTP+SSE. Prints one JSON object: every HTTP exchange in
 // order (method, path, status), what the token says, and what the call answered.
 import { parseArgs } from 'node:util';
+import { follow } from './browser.mjs';
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -29,25 +30,6 @@ async function watched(target, init) {
   return response;
 }
 
-// Follows the redirects as a browser would, with its cookies, up to the client's own redirect address.
-async function authorize(start) {
-  const cookies = new Map();
-  let next = new URL(start);
-  for (let hop = 0; hop < 10; hop++) {
-    if (next.href.startsWith(redirectUrl)) return next.searchParams;
-    const cookie = [...cookies].map(([name, value]) => `${name}=${value}`).join('; ');
-    const response = await fetch(next, { redirect: 'manual', headers: cookie ? { cookie } : {} });
-    for (const line of response.headers.getSetCookie()) {
-      const [name, value] = line.split(';')[0].split(/=(.*)/s);
-      cookies.set(name, value);
-    }
-    const location = response.headers.get('location');
-    if (!location) throw new Error(`the issuer answered ${response.status}: ${(await response.text()).slice(0, 300)}`);
-    next = new URL(location, next);
-  }
-  throw new Error('too many redirects');
-}
-
 const asked = {};
 let callback;
 const saved = {};
@@ -71,7 +53,7 @@ const provider = {
   discoveryState: () => saved.discovery,
   async redirectToAuthorization(target) {
     for (const name of ['scope', 'resource', 'code_challenge_method']) asked[name] = target.searchParams.get(name);
-    callback = await authorize(target);
+    callback = (await follow(target, redirectUrl)).searchParams;
   },
 };
 
