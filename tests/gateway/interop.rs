@@ -4,6 +4,7 @@
 //! both reports must be equal. What the clients and servers are stands in `tests/interop/README.md`.
 
 mod bound;
+mod hop;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -4,20 +4,29 @@
 //
 // --opaque issues opaque access tokens instead; introspection (RFC 7662) answers the client `gate`, whose secret is `gate-secret`.
 //
+// --issuer URL is what it is called where something ends TLS before it; X-Forwarded-* are believed then.
+//
 // Also POST /token-for {resource, scope?, sub?} answers a token at once, for tests that are not about the dance.
 import { createServer } from 'node:http';
 import { parseArgs } from 'node:util';
 import { exportJWK, generateKeyPair, importJWK, SignJWT } from 'jose';
 import Provider from 'oidc-provider';
 
-const { values } = parseArgs({ options: { port: { type: 'string', default: '0' }, scope: { type: 'string', default: 'mcp.use' }, opaque: { type: 'boolean' } } });
+const { values } = parseArgs({
+  options: {
+    port: { type: 'string', default: '0' },
+    scope: { type: 'string', default: 'mcp.use' },
+    opaque: { type: 'boolean' },
+    issuer: { type: 'string' },
+  },
+});
 
 const { privateKey } = await generateKeyPair('RS256', { extractable: true });
 const key = { ...(await exportJWK(privateKey)), kid: 'interop-1', alg: 'RS256', use: 'sig' };
 
 const server = createServer();
 await new Promise((resolve) => server.listen(Number(values.port), '127.0.0.1', resolve));
-const issuer = `http://127.0.0.1:${server.address().port}`;
+const issuer = values.issuer ?? `http://127.0.0.1:${server.address().port}`;
 
 const provider = new Provider(issuer, {
   jwks: { keys: [key] },
@@ -48,6 +57,8 @@ const provider = new Provider(issuer, {
     },
   },
 });
+
+provider.proxy = values.issuer !== undefined;
 
 async function interact(request, response) {
   const { prompt, params, session } = await provider.interactionDetails(request, response);
