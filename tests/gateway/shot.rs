@@ -20,6 +20,8 @@ pub struct Shot {
     body: Vec<u8>,
     /// Written instead of all of the above.
     raw: Option<Vec<u8>>,
+    /// Written before the request.
+    before: Vec<u8>,
 }
 
 impl Shot {
@@ -31,6 +33,7 @@ impl Shot {
             headers: vec![],
             body: body.into().into_bytes(),
             raw: None,
+            before: vec![],
         }
         .with("content-type", "application/json")
         .with("accept", "application/json, text/event-stream");
@@ -97,9 +100,15 @@ impl Shot {
         self
     }
 
+    /// Puts something before the request, as a proxy does that says whom it speaks for.
+    pub fn after(mut self, before: impl Into<Vec<u8>>) -> Self {
+        self.before = before.into();
+        self
+    }
+
     fn bytes(&self, authority: &str) -> Vec<u8> {
         if let Some(raw) = &self.raw {
-            return raw.clone();
+            return [&*self.before, raw].concat();
         }
         let has = |wanted: &str| self.headers.iter().any(|(name, _)| name == wanted);
         let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target);
@@ -113,7 +122,7 @@ impl Shot {
             head += &format!("{name}: {value}\r\n");
         }
         head += "connection: close\r\n\r\n";
-        [head.as_bytes(), &self.body].concat()
+        [&self.before, head.as_bytes(), &self.body].concat()
     }
 
     /// Sends it; `None` when the connection was closed without an answer.
