@@ -4,8 +4,8 @@
 //! reload or an issuer may have taken a right away, every standing stream asks again, by the same authentication and the
 //! same policy that let it in:
 //!
-//! 1. The route must still be there, the token must still be good there, and its principal must still be the same person
-//!    and may still use the route.
+//! 1. The route must still be there, the token (or the connection's certificate) must still be good there, and its
+//!    principal must still be the same person and may still use the route.
 //! 2. An issuer that can't be asked takes no right away: that is not the caller's doing, and the stream still ends at
 //!    the token's `exp`.
 
@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 
 use crate::authn::{Authenticator, AuthnError, Principal};
+use crate::listener::ClientCertificate;
 use crate::route::Route;
 use crate::secret::Secret;
 use crate::session::person;
@@ -36,6 +37,8 @@ pub struct Claim {
     pub principal: Arc<Principal>,
     /// `None` for callers who came without one.
     pub token: Option<Secret>,
+    /// What the client showed in the handshake.
+    pub certificate: Option<Arc<ClientCertificate>>,
 }
 
 /// The caller may not stay.
@@ -82,7 +85,8 @@ impl Rights {
             .iter()
             .find(|route| route.name() == claim.route.name() && route.resource == claim.route.resource)
             .ok_or(Lost)?;
-        let principal = match table.authenticator.reconsider(&route.auth, claim.token.as_ref()).await {
+        let (token, certificate) = (claim.token.as_ref(), claim.certificate.as_deref());
+        let principal = match table.authenticator.reconsider(&route.auth, token, certificate).await {
             Ok(principal) => principal,
             Err(AuthnError::KeysUnavailable { .. } | AuthnError::IssuerUnavailable { .. }) => claim.principal.clone(),
             Err(_) => return Err(Lost),
@@ -95,6 +99,7 @@ impl Rights {
             route: route.clone(),
             principal,
             token: claim.token.clone(),
+            certificate: claim.certificate.clone(),
         })
     }
 }

@@ -47,9 +47,11 @@ impl Route {
         &self.config.name
     }
 
-    /// What clients are told about DPoP: required only where no identity does without.
+    /// What clients are told about DPoP: required only where no identity takes tokens without.
     pub fn dpop(&self) -> Option<config::Dpop> {
-        let mut asked = self.config.identities.iter().map(|identity| identity.dpop);
+        let tokens = self.config.identities.iter();
+        let tokens = tokens.filter(|identity| !matches!(identity.keys, config::KeySource::ClientCertificates(_)));
+        let mut asked = tokens.map(|identity| identity.dpop);
         let required = |dpop: &Option<config::Dpop>| matches!(dpop, Some(config::Dpop::Required | config::Dpop::Nonce));
         match asked.clone().all(|dpop| required(&dpop)) {
             true => asked.next().flatten(),

@@ -26,7 +26,10 @@ impl Challenge<'_> {
     /// it is advertised and where it was tried or should have been (RFC 9449 section 7.1).
     pub fn for_error(&self, error: &AuthnError) -> Vec<HeaderValue> {
         let (said, description) = match error {
-            AuthnError::MissingToken { .. } => (None, None),
+            // A certificate isn't a token: nothing is said of one that didn't come.
+            AuthnError::MissingToken { .. } | AuthnError::NoCertificate | AuthnError::InvalidCertificate { .. } => {
+                (None, None)
+            }
             AuthnError::InvalidToken { reason } => (Some("invalid_token"), Some(reason.description())),
             AuthnError::InvalidProof { reason, .. } => {
                 let said = match reason {
@@ -47,16 +50,20 @@ impl Challenge<'_> {
             }
         );
         let description = description.as_deref();
-        let mut challenges = Vec::new();
         if proof {
-            challenges.push(self.write("DPoP", said, description));
-            return challenges;
+            return vec![self.write("DPoP", said, description)];
         }
+        self.by_scheme(binding, said, description)
+    }
+
+    /// One challenge for each scheme that is taken, `DPoP` also where it was `tried`.
+    fn by_scheme(&self, tried: bool, error: Option<&str>, description: Option<&str>) -> Vec<HeaderValue> {
+        let mut challenges = Vec::new();
         if !matches!(self.dpop, Some(Dpop::Required | Dpop::Nonce)) {
-            challenges.push(self.write("Bearer", said, description));
+            challenges.push(self.write("Bearer", error, description));
         }
-        if self.dpop.is_some() || binding {
-            challenges.push(self.write("DPoP", said, description));
+        if self.dpop.is_some() || tried {
+            challenges.push(self.write("DPoP", error, description));
         }
         challenges
     }
@@ -71,9 +78,10 @@ impl Challenge<'_> {
         self.write("Bearer", Some("invalid_token"), Some(description))
     }
 
-    /// The token is good, and [`Challenge::scopes`] are what the request needs.
-    pub fn insufficient_scope(&self) -> HeaderValue {
-        self.write("Bearer", Some("insufficient_scope"), None)
+    /// The token is good, and [`Challenge::scopes`] are what the request needs: one challenge a scheme, as for a failed
+    /// authentication.
+    pub fn insufficient_scope(&self) -> Vec<HeaderValue> {
+        self.by_scheme(false, Some("insufficient_scope"), None)
     }
 
     fn write(&self, scheme: &str, error: Option<&str>, description: Option<&str>) -> HeaderValue {
@@ -129,6 +137,7 @@ fn push_quoted(value: &mut String, content: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::authn::CertificateFault;
 
     const METADATA: &str = "https://mcp.example.com/.well-known/oauth-protected-resource/notes/mcp";
 
@@ -150,7 +159,7 @@ mod tests {
         );
         assert_eq!(
             challenge.insufficient_scope(),
-            format!("Bearer error=\"insufficient_scope\", {both}")
+            [format!("Bearer error=\"insufficient_scope\", {both}")]
         );
         assert_eq!(
             challenge.for_error(&AuthnError::MissingToken { malformed: true })[0],
@@ -162,6 +171,45 @@ mod tests {
             }),
             Vec::<HeaderValue>::new()
         );
+    }
+
+    #[test]
+    fn a_route_names_the_schemes_that_it_takes() {
+        let algorithms = "algs=\"ES256 ES384 Ed25519 EdDSA PS256 RS256\"";
+        let scopes = ["notes.read".to_owned()];
+        for (dpop, expected) in [
+            (None, vec!["Bearer"]),
+            (Some(Dpop::Accepted), vec!["Bearer", "DPoP"]),
+            (Some(Dpop::Required), vec!["DPoP"]),
+            (Some(Dpop::Nonce), vec!["DPoP"]),
+        ] {
+            let challenge = Challenge {
+                resource_metadata: None,
+                scopes: &scopes,
+                dpop,
+            };
+            for (error, challenges) in [
+                ("", challenge.for_error(&AuthnError::MissingToken { malformed: false })),
+                ("error=\"insufficient_scope\", ", challenge.insufficient_scope()),
+            ] {
+                let expected: Vec<String> = expected
+                    .iter()
+                    .map(|scheme| match *scheme {
+                        "DPoP" => format!("DPoP {algorithms}, {error}scope=\"notes.read\""),
+                        scheme => format!("{scheme} {error}scope=\"notes.read\""),
+                    })
+                    .collect();
+                assert_eq!(challenges, expected, "{dpop:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_of_a_certificate() {
+        let bare = vec![HeaderValue::from_static("Bearer")];
+        assert_eq!(Challenge::default().for_error(&AuthnError::NoCertificate), bare);
+        let ended = CertificateFault::Expired(1).into();
+        assert_eq!(Challenge::default().for_error(&ended), bare);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! A message to an HTTP+SSE stream needs its bearer like anything else; where the route says
 //! `bearerless_messages: true`, one that comes without is its stream's principal's, until that one's token expires (r04).
+//! Not where that principal rests on what its sender had to prove: a message has to prove that too.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -50,13 +51,13 @@ impl<B: Send + 'static> Check<Routed<B>> for AuthnCheck {
         let headers = request.headers();
         let bearerless =
             door == Door::Messages && route.config.bearerless_messages && !headers.contains_key(AUTHORIZATION);
-        let (principal, token, stream) = if bearerless {
-            let stream = self.stream(&request, &route).ok_or(Rejection::UnknownSession)?;
+        let owned = match bearerless {
+            true => Some(self.stream(&request, &route).ok_or(Rejection::UnknownSession)?),
+            false => None,
+        };
+        let owned = owned.filter(|stream| !stream.principal().claims.contains_key("cnf"));
+        let (principal, token, stream) = if let Some(stream) = owned {
             let principal = stream.principal().clone();
-            if principal.claims.contains_key("cnf") {
-                // The stream's proof was the stream's; this request has none.
-                return Err(Rejection::Authn(AuthnError::MissingToken { malformed: false }));
-            }
             if principal.expires.is_some_and(|expires| expires <= self.clock.now()) {
                 return Err(Rejection::Authn(AuthnError::expired(principal.expires)));
             }
@@ -69,7 +70,7 @@ impl<B: Send + 'static> Check<Routed<B>> for AuthnCheck {
             let sender = Sender {
                 method: request.method(),
                 target: &target,
-                certificate: journey.connection.certificate,
+                certificate: journey.connection.certificate.as_deref(),
                 sealer: &self.sealer,
             };
             let authenticated = self.authenticator.authenticate(&route.auth, headers, &sender).await?;

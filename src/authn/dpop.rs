@@ -25,6 +25,7 @@ use url::Url;
 use super::jwks::Key;
 use super::{AuthnError, strict_json};
 use crate::clock::UnixSeconds;
+use crate::listener::ClientCertificate;
 use crate::session::{Purpose, Sealer};
 
 /// The header that carries a proof.
@@ -115,8 +116,8 @@ pub struct Sender<'a> {
     pub method: &'a Method,
     /// The public URL of the door, without query.
     pub target: &'a str,
-    /// SHA-256 of the client's certificate, verified by the listener.
-    pub certificate: Option<[u8; 32]>,
+    /// The client's, verified by the listener when the connection began.
+    pub certificate: Option<&'a ClientCertificate>,
     pub sealer: &'a Sealer,
 }
 

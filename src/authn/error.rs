@@ -31,6 +31,12 @@ pub enum AuthnError {
         /// A fresh one, when it is the nonce that is lacking.
         nonce: Option<String>,
     },
+    /// The route knows callers by their certificates alone, and the connection came without one.
+    #[error("this endpoint is for callers with a client certificate, and the connection came without one")]
+    NoCertificate,
+    /// The connection's certificate doesn't say who is calling here.
+    #[error("{}", .reason.description())]
+    InvalidCertificate { reason: CertificateFault },
     /// More proofs came lately than can be remembered; letting one pass unremembered would let it pass twice.
     #[error("too many proofs at once; try again later")]
     Busy,
@@ -51,8 +57,54 @@ impl AuthnError {
             Self::KeysUnavailable { .. } => "keys_unavailable",
             Self::IssuerUnavailable { .. } => "issuer_unavailable",
             Self::InvalidProof { reason, .. } => reason.reason(),
+            Self::NoCertificate => "no_certificate",
+            Self::InvalidCertificate { reason } => reason.reason(),
             Self::Busy => "busy",
         }
+    }
+}
+
+/// What is wrong with a client's certificate, which was good when its connection began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertificateFault {
+    /// Its names can't be read, or are too many.
+    Unreadable,
+    /// It has no name of the kind that the identity goes by, or several.
+    Subject,
+    /// Since this was its last second.
+    Expired(UnixSeconds),
+    /// It doesn't chain to today's `listen.tls.client_ca`.
+    Untrusted,
+}
+
+impl CertificateFault {
+    /// The error's message.
+    pub fn description(self) -> String {
+        match self {
+            Self::Unreadable => "the names in the client certificate can't be read".to_owned(),
+            Self::Subject => "the client certificate has no name to go by here, or several".to_owned(),
+            Self::Expired(end) => match rfc3339(end) {
+                Some(time) => format!("the client certificate ended at {time}"),
+                None => "the client certificate has ended".to_owned(),
+            },
+            Self::Untrusted => "the client certificate is not trusted any more".to_owned(),
+        }
+    }
+
+    /// The bounded metric label.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Unreadable => "certificate_unreadable",
+            Self::Subject => "certificate_subject",
+            Self::Expired(_) => "certificate_expired",
+            Self::Untrusted => "certificate_untrusted",
+        }
+    }
+}
+
+impl From<CertificateFault> for AuthnError {
+    fn from(reason: CertificateFault) -> Self {
+        Self::InvalidCertificate { reason }
     }
 }
 

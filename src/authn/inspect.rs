@@ -20,6 +20,7 @@ use super::{
 };
 use crate::clock::UnixSeconds;
 use crate::config::{Dpop, Identity, SealKey};
+use crate::listener::ClientCertificate;
 use crate::secret::Secret;
 use crate::session::Sealer;
 
@@ -65,6 +66,8 @@ pub enum Credential {
     Token(Secret),
     /// Claims as if an identity had vouched for them.
     Claims(Map<String, Value>),
+    /// What a connection began with, its key taken for proven.
+    Certificate(ClientCertificate),
 }
 
 /// Checks as they are made.
@@ -202,26 +205,31 @@ impl Authenticator {
         };
         value.set_sensitive(true);
         headers.insert(AUTHORIZATION, value);
-        match self.came(route, &headers).await {
+        match self.came(route, &headers, None).await {
             // Without a proof that is all that can be said; with one, this is what remains to be decided.
             Err(AuthnError::InvalidToken {
                 reason: TokenFault::Bound,
             }) => Weighed {
-                outcome: self.reconsider(route, Some(token)).await,
+                outcome: self.reconsider(route, Some(token), None).await,
                 bound: true,
             },
             outcome => Weighed { outcome, bound: false },
         }
     }
 
-    /// The real decision over a caller who shows no certificate and no proof.
-    async fn came(&self, route: &RouteAuth, headers: &HeaderMap) -> Result<Arc<Principal>, AuthnError> {
+    /// The real decision over a caller who shows no proof.
+    async fn came(
+        &self,
+        route: &RouteAuth,
+        headers: &HeaderMap,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<Arc<Principal>, AuthnError> {
         // It seals nonces, which are for those who send proofs.
         let sealer = Sealer::new(&[SealKey(zeroize::Zeroizing::new([0; 32]))]);
         let sender = Sender {
             method: &Method::POST,
             target: &route.resource,
-            certificate: None,
+            certificate,
             sealer: &sealer,
         };
         let caller = self.authenticate(route, headers, &sender).await;
@@ -233,8 +241,12 @@ impl Authenticator {
     pub async fn judge(&self, route: &RouteAuth, credential: &Credential) -> (Weighed, Vec<&'static str>) {
         match credential {
             Credential::Token(token) => (self.weigh(route, token).await, Vec::new()),
-            Credential::Nothing => {
-                let outcome = self.came(route, &HeaderMap::new()).await;
+            Credential::Nothing | Credential::Certificate(_) => {
+                let certificate = match credential {
+                    Credential::Certificate(certificate) => Some(certificate),
+                    _ => None,
+                };
+                let outcome = self.came(route, &HeaderMap::new(), certificate).await;
                 (Weighed { outcome, bound: false }, Vec::new())
             }
             Credential::Claims(given) => {
@@ -272,7 +284,7 @@ impl Authenticator {
         let named = route.identities.iter().filter_map(|name| self.voucher(name));
         named
             .map(|(_, voucher)| voucher)
-            .filter(|voucher| !matches!(voucher.means, Means::ApiKeys(_)))
+            .filter(|voucher| !voucher.identity.issuer.is_empty())
     }
 
     fn believed(&self, route: &RouteAuth, claims: Map<String, Value>) -> Result<Arc<Principal>, TokenFault> {
@@ -308,9 +320,23 @@ impl Authenticator {
             let vouches = vouched == Some(&**name);
             let why = match caller {
                 _ if vouches => "it vouches for this caller".to_owned(),
+                Credential::Certificate(certificate) => match &voucher.means {
+                    _ if vouched.is_some() => "another identity vouches".to_owned(),
+                    Means::Certificates(certificates) => match certificates.owner(certificate) {
+                        Err(fault) => format!("it does not vouch: {}", fault.description()),
+                        Ok(_) => "it vouches for this caller".to_owned(),
+                    },
+                    _ => "no token was sent".to_owned(),
+                },
+                Credential::Nothing if matches!(voucher.means, Means::Certificates(_)) => {
+                    "no certificate was shown".to_owned()
+                }
                 Credential::Nothing => "no token was sent".to_owned(),
                 Credential::Claims(given) => match given.get("iss") {
                     _ if matches!(voucher.means, Means::ApiKeys(_)) => "it has API keys, not claims".to_owned(),
+                    _ if matches!(voucher.means, Means::Certificates(_)) => {
+                        "it goes by certificates, not claims".to_owned()
+                    }
                     Some(issuer) if issuer.as_str() != Some(&voucher.identity.issuer) => another_issuer(issuer),
                     _ if vouched.is_some() => "another identity vouches".to_owned(),
                     _ => "the claims are no good here: see the decision".to_owned(),
@@ -339,6 +365,7 @@ impl Authenticator {
         match &voucher.means {
             Means::ApiKeys(file) if file.owner(&hash).is_some() => "it is one of its keys, but it has ended".to_owned(),
             Means::ApiKeys(_) => "the token is none of its keys".to_owned(),
+            Means::Certificates(_) => "it goes by the certificate, and only where no token is sent".to_owned(),
             _ if !matches!(self.by_api_key(route, token, &hash), Ok(None)) => {
                 "the token is an API key, which no issuer is shown".to_owned()
             }

@@ -7,8 +7,9 @@
 //!    required, and `iss`, if there, is the identity's.
 //! 4. RFC 7662 lets issuers leave `aud` out. Then nobody has said that the token is meant for this route: it is refused
 //!    (r42), unless `default_audiences` says whom this issuer's tokens without one are for.
-//! 5. A refresh token is "active" too. What says that it is anything but an access token is refused, and so is a token
-//!    bound to a key by `cnf` or `DPoP`.
+//! 5. A refresh token is "active" too. What says that it is anything but an access token is refused, and so is one that
+//!    is said to be a DPoP token without the key that it is bound to (RFC 9449 section 6.2). What `cnf` binds it to, the
+//!    sender must show, as with a JWT (RFC 8705 section 3.2).
 
 use std::sync::Arc;
 
@@ -141,10 +142,6 @@ impl Endpoint {
             .is_some_and(|issuer| issuer.as_str() != Some(&self.identity.issuer))
         {
             return Err(TokenFault::Issuer);
-        }
-        let kind = |key: &str| claims.get(key).map(|kind| kind.as_str().map(str::to_ascii_lowercase));
-        if claims.contains_key("cnf") || kind("token_type") == Some(Some("dpop".to_owned())) {
-            return Err(TokenFault::Bound);
         }
         if !claims.contains_key("aud") && !self.default_audiences.is_empty() {
             claims.insert("aud".to_owned(), self.default_audiences.clone().into());

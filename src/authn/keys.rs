@@ -126,7 +126,9 @@ impl KeyRing {
                 (Source::Discovery(Fetcher::of(identity, &url, system_roots)?), None)
             }
             // These vouch without keys of an issuer; a ring for one has none, and lets nobody in.
-            KeySource::Introspection(_) | KeySource::ApiKeys(_) => (Source::Fixed, None),
+            KeySource::Introspection(_) | KeySource::ApiKeys(_) | KeySource::ClientCertificates(_) => {
+                (Source::Fixed, None)
+            }
         };
         let at = clock.now();
         Ok(Arc::new(Self {

@@ -1,7 +1,8 @@
-//! Bearer tokens become principals, or a 401 with a challenge.
+//! Bearer tokens and client certificates become principals, or a 401 with a challenge.
 //!
-//! 1. One way in: `Authorization: Bearer` ([`bearer`]). Without it a route that says `anonymous` lets nobody in by that
-//!    name; a token that is no good is refused there too.
+//! 1. Two ways in: the `Authorization` header ([`bearer`]), and without one the certificate of the TLS handshake, where
+//!    one of the route's identities takes those. A header that is no good is refused, whatever certificate there is.
+//!    With neither, a route that says `anonymous` lets nobody in by that name.
 //! 2. `iss`, unverified, picks among the route's identities; the identity's keys, by `kid`, then say whether it is true.
 //!    No token is believed because of what it says about its own verification.
 //! 3. A signature is checked once a token, audience, times, identity and key set on every request.
@@ -16,6 +17,7 @@
 pub mod api_key;
 pub mod bearer;
 mod cache;
+mod certificates;
 pub mod challenge;
 mod check;
 mod claims;
@@ -46,15 +48,17 @@ use tokio::task::JoinSet;
 pub use challenge::Challenge;
 pub use check::{AuthnCheck, Known};
 pub use dpop::{ProofFault, Sender};
-pub use error::{AuthnError, SetupError, TokenFault};
+pub use error::{AuthnError, CertificateFault, SetupError, TokenFault};
 pub use principal::Principal;
 
 use crate::clock::Clock;
 use crate::config::{Dpop, Identity, KeySource};
+use crate::listener::ClientCertificate;
 use crate::policy::Roles;
 use crate::secret::Secret;
 use bearer::Scheme;
 use cache::{TokenCache, TokenHash};
+use certificates::Certificates;
 use introspector::Introspector;
 use key_file::KeyFile;
 use keys::KeyRing;
@@ -76,7 +80,8 @@ pub struct RouteAuth {
 /// A caller whose token was checked.
 pub struct Authenticated {
     pub principal: Arc<Principal>,
-    /// The token itself, for exchange only; `None` for nobody, and for an API key, which no issuer must see.
+    /// The token itself, for exchange only; `None` for nobody, for a certificate, and for an API key, which no issuer must
+    /// see.
     pub token: Option<Secret>,
 }
 
@@ -135,6 +140,8 @@ enum Means {
     /// The issuer is asked.
     Introspection(Arc<Introspector>),
     ApiKeys(Arc<KeyFile>),
+    /// What the TLS handshake proved.
+    Certificates(Box<Certificates>),
 }
 
 /// A refusal, and whom it is counted under.
@@ -184,6 +191,12 @@ impl Authenticator {
                         clock.clone(),
                         events.clone(),
                     )),
+                    KeySource::ClientCertificates(config) => Means::Certificates(Box::new(Certificates::new(
+                        &identity.name,
+                        config,
+                        roles.clone(),
+                        clock.clone(),
+                    )?)),
                     _ => Means::Keys(KeyRing::new(identity, system_roots, clock.clone(), events.clone())?),
                 };
                 Ok(Voucher {
@@ -208,10 +221,12 @@ impl Authenticator {
         let mut tasks = JoinSet::new();
         for voucher in &self.vouchers {
             match &voucher.means {
-                Means::Keys(keys) => tasks.spawn(keys.clone().keep_fresh()),
-                Means::Introspection(introspector) => tasks.spawn(introspector.clone().prepare()),
-                Means::ApiKeys(file) => tasks.spawn(file.clone().keep_fresh()),
-            };
+                Means::Keys(keys) => drop(tasks.spawn(keys.clone().keep_fresh())),
+                Means::Introspection(introspector) => drop(tasks.spawn(introspector.clone().prepare())),
+                Means::ApiKeys(file) => drop(tasks.spawn(file.clone().keep_fresh())),
+                // Its bundle is read again with the configuration.
+                Means::Certificates(_) => {}
+            }
         }
         tasks
     }
@@ -241,13 +256,15 @@ impl Authenticator {
     ///
     /// # Errors
     /// As [`Authenticator::authenticate`].
-    pub async fn reconsider(&self, route: &RouteAuth, token: Option<&Secret>) -> Result<Arc<Principal>, AuthnError> {
+    pub async fn reconsider(
+        &self,
+        route: &RouteAuth,
+        token: Option<&Secret>,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<Arc<Principal>, AuthnError> {
         let Some(token) = token else {
-            return if route.anonymous {
-                Ok(self.nobody.clone())
-            } else {
-                Err(AuthnError::MissingToken { malformed: false })
-            };
+            let caller = self.without_token(route, certificate);
+            return caller.map_err(|refusal| refusal.error);
         };
         let caller = self.vouch(route, token.expose()).await;
         caller
@@ -258,7 +275,8 @@ impl Authenticator {
     /// Who is calling.
     ///
     /// # Errors
-    /// No token, a bad one, one that is bound to what the sender doesn't show, or keys that can't be had within 5 s.
+    /// Neither token nor certificate, a bad one, a token that is bound to what the sender doesn't show, or keys that can't
+    /// be had within 5 s.
     pub async fn authenticate(
         &self,
         route: &RouteAuth,
@@ -287,14 +305,15 @@ impl Authenticator {
     }
 
     /// Whether what a principal rests on still holds: the key set that verified the token, the API key as it was. An
-    /// introspected token is the issuer's to revoke, who tells when asked about it again. End it at `expires` all the same.
+    /// introspected token is the issuer's to revoke, who tells when asked about it again, and a certificate stands as long
+    /// as the configuration. End it at `expires` all the same.
     pub fn stands(&self, principal: &Principal) -> bool {
         let Some(identity) = &principal.identity else {
             return true;
         };
         self.voucher(identity).is_some_and(|(_, voucher)| match &voucher.means {
             Means::Keys(keys) => keys.confirms(principal.generation),
-            Means::Introspection(_) => true,
+            Means::Introspection(_) | Means::Certificates(_) => true,
             Means::ApiKeys(file) => file.stands(principal),
         })
     }
@@ -305,6 +324,7 @@ impl Authenticator {
             Means::Keys(keys) => keys.usable().is_some_and(|fetched| fetched.keys.len() > 0),
             Means::Introspection(introspector) => introspector.is_ready(),
             Means::ApiKeys(file) => file.state().0 > 0,
+            Means::Certificates(_) => true,
         })
     }
 
@@ -317,6 +337,7 @@ impl Authenticator {
                     Means::Keys(keys) => keys.state(),
                     Means::Introspection(introspector) => (0, None, introspector.last_failure()),
                     Means::ApiKeys(file) => file.state(),
+                    Means::Certificates(certificates) => (certificates.authorities(), None, None),
                 };
                 KeyState {
                     identity: voucher.identity.name.clone(),
@@ -344,13 +365,8 @@ impl Authenticator {
         let token = bearer::credentials(headers)
             .map_err(|bearer::Malformed| Refusal::nobodys(AuthnError::MissingToken { malformed: true }))?;
         let Some((scheme, token)) = token else {
-            if route.anonymous {
-                return Ok(Authenticated {
-                    principal: self.nobody.clone(),
-                    token: None,
-                });
-            }
-            return Err(Refusal::nobodys(AuthnError::MissingToken { malformed: false }));
+            let principal = self.without_token(route, sender.certificate)?;
+            return Ok(Authenticated { principal, token: None });
         };
         let (caller, verified) = self.vouch(route, token).await?;
         self.bound(scheme, token, headers, sender, &caller, verified.as_deref())
@@ -359,6 +375,41 @@ impl Authenticator {
                 error,
             })?;
         Ok(caller)
+    }
+
+    /// Who is calling without a token: whom the connection's certificate names, or nobody where that is enough.
+    fn without_token(
+        &self,
+        route: &RouteAuth,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<Arc<Principal>, Refusal> {
+        let mut refusal = None;
+        let mut takes_tokens = false;
+        for name in &route.identities {
+            let Some((_, voucher)) = self.voucher(name) else {
+                continue;
+            };
+            let Means::Certificates(certificates) = &voucher.means else {
+                takes_tokens = true;
+                continue;
+            };
+            let Some(certificate) = certificate else { continue };
+            match certificates.owner(certificate) {
+                Ok(owner) => return Ok(owner),
+                Err(fault) => {
+                    refusal.get_or_insert(Refusal {
+                        identity: Some(name.clone()),
+                        error: fault.into(),
+                    });
+                }
+            }
+        }
+        match refusal {
+            Some(refusal) => Err(refusal),
+            None if route.anonymous => Ok(self.nobody.clone()),
+            None if takes_tokens => Err(Refusal::nobodys(AuthnError::MissingToken { malformed: false })),
+            None => Err(Refusal::nobodys(AuthnError::NoCertificate)),
+        }
     }
 
     /// Whether the sender shows what the token is bound to.
@@ -372,8 +423,9 @@ impl Authenticator {
         verified: Option<&Verified>,
     ) -> Result<(), AuthnError> {
         let binding = verified.map(|verified| &verified.binding);
-        let certificate = binding.and_then(|binding| binding.certificate);
-        if certificate.is_some() && certificate != sender.certificate {
+        let shown = sender.certificate.map(ClientCertificate::thumbprint);
+        let certificate = binding.and_then(|binding| binding.certificate.as_ref());
+        if certificate.is_some() && certificate != shown {
             return Err(TokenFault::Bound.into());
         }
         let identity = caller.principal.identity.as_deref().and_then(|name| self.voucher(name));

@@ -7,15 +7,22 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
 use crate::authn::Authenticator;
 use crate::authn::bearer::MAX_TOKEN;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::generation;
 use crate::limit::Limits;
+use crate::listener::ClientCertificate;
 use crate::route::Route;
 use crate::secret::Secret;
 use crate::telemetry::Metrics;
+
+/// Bytes of a file with certificates: more than a TLS handshake takes.
+const MAX_PEM: u64 = 128 * 1024;
 
 /// What decides, of one configuration.
 pub struct Deciders {
@@ -62,6 +69,20 @@ impl Deciders {
             format!("no route {name:?}; there are: {}", known.join(", "))
         })
     }
+}
+
+/// A client's certificate with its chain, from PEM.
+///
+/// # Errors
+/// It can't be read, or holds none.
+pub fn certificate(file: &Path) -> Result<ClientCertificate, String> {
+    let wrong = |why: &dyn std::fmt::Display| format!("cannot read a certificate from {}: {why}", file.display());
+    let mut pem = Vec::new();
+    let read = std::fs::File::open(file).and_then(|file| file.take(MAX_PEM).read_to_end(&mut pem));
+    read.map_err(|error| wrong(&error))?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let chain = chain.map_err(|error| wrong(&error))?;
+    ClientCertificate::read(&chain).ok_or_else(|| wrong(&"it holds none"))
 }
 
 /// A token, with the white space around it taken off. `None` reads stdin.

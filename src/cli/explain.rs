@@ -62,6 +62,9 @@ pub struct Explain {
     /// A file with the caller's API key
     #[arg(long, group = "caller")]
     api_key_file: Option<PathBuf>,
+    /// A PEM file with the caller's certificate, and those between it and its authority; no key
+    #[arg(long, group = "caller")]
+    certificate_file: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -198,13 +201,13 @@ impl Explain {
     }
 
     fn credential(&self) -> Result<Credential, String> {
-        Ok(
-            match (self.token_file.as_ref().or(self.api_key_file.as_ref()), &self.claims) {
-                (Some(file), _) => Credential::Token(credential::token(Some(file))?),
-                (None, Some(claims)) => Credential::Claims(claims.clone()),
-                (None, None) => Credential::Nothing,
-            },
-        )
+        let token = self.token_file.as_ref().or(self.api_key_file.as_ref());
+        Ok(match (token, &self.claims, &self.certificate_file) {
+            (Some(file), ..) => Credential::Token(credential::token(Some(file))?),
+            (_, Some(claims), _) => Credential::Claims(claims.clone()),
+            (.., Some(file)) => Credential::Certificate(credential::certificate(file)?),
+            _ => Credential::Nothing,
+        })
     }
 
     /// The message that is asked about, as a client would send it.
@@ -642,6 +645,7 @@ mod tests {
                 token_file,
                 claims,
                 api_key_file: None,
+                certificate_file: None,
                 json: false,
             };
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

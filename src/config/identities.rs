@@ -11,7 +11,10 @@ use serde_json::json;
 use super::raw::{At, Section};
 use super::tree::{Node, Value};
 use super::values::{algorithm, at, oauth_url, path, texts_of, values};
-use super::{ApiKeys, ClaimPaths, ClientAuth, Dpop, Identity, Introspection, KeySource, Place};
+use super::{
+    ApiKeys, CertificateName, ClaimPaths, ClientAuth, ClientCertificates, Dpop, Identity, Introspection, KeySource,
+    Listen, Place,
+};
 use crate::authn::api_key;
 use crate::policy::{PathStep, RoleLine, Roles};
 
@@ -21,14 +24,27 @@ const MAX_CACHE: Duration = Duration::from_secs(5 * 60);
 /// A file that is no list of keys at all needn't be told about line by line.
 const MAX_LINE_ERRORS: usize = 10;
 
-pub(super) fn identity(name: &str, section: &Section<'_>, directory: &Path) -> Option<Identity> {
+pub(super) fn identity(
+    name: &str,
+    section: &Section<'_>,
+    directory: &Path,
+    listen: Option<&Listen>,
+) -> Option<Identity> {
     let api_keys = api_keys(section);
-    if section.has("api_keys") {
-        // Nobody issues these, so that nothing that is said of an issuer has a meaning.
+    let certificates = client_certificates(section, listen);
+    let alone = if section.has("api_keys") {
+        Some(api_keys.map(KeySource::ApiKeys))
+    } else if section.has("client_certificates") {
+        Some(certificates.map(KeySource::ClientCertificates))
+    } else {
+        None
+    };
+    if let Some(keys) = alone {
+        // No issuer's tokens, so that nothing that is said of an issuer has a meaning.
         return Some(Identity {
             name: name.into(),
             issuer: String::new(),
-            keys: KeySource::ApiKeys(api_keys?),
+            keys: keys?,
             algorithms: Vec::new(),
             audiences: Vec::new(),
             claims: ClaimPaths::default(),
@@ -43,7 +59,7 @@ pub(super) fn identity(name: &str, section: &Section<'_>, directory: &Path) -> O
         section.error_at(
             "issuer",
             "this key is missing",
-            "set it to the issuer's `iss`, such as https://login.example.com/realms/corp, or give api_keys instead",
+            "set it to the issuer's `iss`, such as https://login.example.com/realms/corp, or give api_keys or client_certificates instead",
         );
     }
     let issuer = section.parsed("issuer", "`iss`, compared byte for byte.", |text| {
@@ -203,6 +219,39 @@ fn introspection(section: &Section<'_>) -> Option<Introspection> {
         })
     });
     read.flatten()
+}
+
+fn client_certificates(section: &Section<'_>, listen: Option<&Listen>) -> Option<ClientCertificates> {
+    let about = "Callers are who their TLS certificate says; it must chain to listen.tls.client_ca. Nothing else goes beside it.";
+    let subject = section.optional_section("client_certificates", about, |certificates| {
+        certificates.require(
+            "subject",
+            "name what callers go by: uri, dns, email, common_name or distinguished_name",
+        );
+        certificates.choice(
+            "subject",
+            "The name that a caller goes by, of which a certificate must have exactly one.",
+            &[
+                ("uri", CertificateName::Uri),
+                ("dns", CertificateName::Dns),
+                ("email", CertificateName::Email),
+                ("common_name", CertificateName::CommonName),
+                ("distinguished_name", CertificateName::DistinguishedName),
+            ],
+        )
+    })?;
+    let authorities = listen?.tls.as_ref().and_then(|tls| tls.client_ca.clone());
+    if authorities.is_none() {
+        section.error_at(
+            "client_certificates",
+            "clients are not asked for certificates",
+            "name the PEM bundle of their authorities in listen.tls.client_ca",
+        );
+    }
+    Some(ClientCertificates {
+        subject: subject?,
+        authorities: authorities?,
+    })
 }
 
 fn api_keys(section: &Section<'_>) -> Option<ApiKeys> {

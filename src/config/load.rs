@@ -131,7 +131,7 @@ fn read(root: &Section<'_>, directory: &Path) -> Option<Config> {
     });
     let identities: Vec<Arc<Identity>> = root
         .named("identity", "Who may vouch for a caller.", |name, _, section| {
-            identity(name, section, directory)
+            identity(name, section, directory, listen.as_ref())
         })
         .into_iter()
         .flatten()

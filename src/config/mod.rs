@@ -176,7 +176,7 @@ pub struct SealKey(pub zeroize::Zeroizing<[u8; 32]>);
 /// One who may vouch for callers.
 pub struct Identity {
     pub name: Arc<str>,
-    /// Compared byte for byte with `iss`; empty for API keys, which nobody issues.
+    /// Compared byte for byte with `iss`; empty for API keys and client certificates, which are no tokens of anybody.
     pub issuer: String,
     pub keys: KeySource,
     pub algorithms: Vec<jsonwebtoken::Algorithm>,
@@ -216,6 +216,25 @@ pub enum KeySource {
     /// The issuer is asked about each token.
     Introspection(Introspection),
     ApiKeys(ApiKeys),
+    ClientCertificates(ClientCertificates),
+}
+
+/// Certificates that clients show in the TLS handshake.
+pub struct ClientCertificates {
+    /// The name that a caller goes by.
+    pub subject: CertificateName,
+    /// `listen.tls.client_ca`.
+    pub authorities: PathBuf,
+}
+
+/// A kind of name in a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertificateName {
+    Uri,
+    Dns,
+    Email,
+    CommonName,
+    DistinguishedName,
 }
 
 /// RFC 7662 token introspection.

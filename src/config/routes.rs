@@ -219,13 +219,15 @@ fn route(
             "name one identity with introspection a route",
         );
     }
-    let by_key = chosen
-        .iter()
-        .find(|identity| matches!(identity.keys, KeySource::ApiKeys(_)));
-    if let (Some(identity), Some(Credential::Exchange(_))) = (by_key, &credential) {
+    let tokenless = chosen.iter().find_map(|identity| match identity.keys {
+        KeySource::ApiKeys(_) => Some(("keys", &identity.name)),
+        KeySource::ClientCertificates(_) => Some(("certificates", &identity.name)),
+        _ => None,
+    });
+    if let (Some((what, name)), Some(Credential::Exchange(_))) = (tokenless, &credential) {
         section.error_at(
             "credential",
-            format!("the keys of \"{}\" are no tokens to exchange", identity.name),
+            format!("the {what} of \"{name}\" are no tokens to exchange"),
             "use another credential, or another route for them",
         );
     }

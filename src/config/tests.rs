@@ -1,6 +1,7 @@
 //! The files that are shipped, and files that are wrong.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use proptest::prelude::*;
 use serde_json::Value as Json;
@@ -127,6 +128,8 @@ fn the_reference_holds_every_key_and_no_other() {
         "mcp:admin",
         "zitadel",
         "robots",
+        "mesh",
+        "agent",
         ":",
         "org",
         "email_verified",
@@ -621,11 +624,60 @@ fn who_asks_and_who_has_keys_stand_where_they_make_sense() {
 }
 
 #[test]
+fn client_certificates_need_authorities_and_no_exchange() {
+    let listen = "listen: {tls: {certificate: c, key: k, client_ca: ca.pem}}\n";
+    let mesh = |section: &str| format!("identity: {{mesh: {{client_certificates: {section}}}}}\n");
+    let file = format!("{listen}{}{ROUTES}", mesh("{subject: uri}"));
+    let config = Config::parse(&file, "p.yaml", Path::new("/etc"), &env)
+        .ok()
+        .expect("it is right")
+        .config;
+    let identity = &config.identities[0];
+    assert_eq!(identity.issuer, "");
+    match &identity.keys {
+        KeySource::ClientCertificates(certificates) => {
+            assert_eq!(certificates.subject, CertificateName::Uri);
+            assert_eq!(certificates.authorities, Path::new("/etc/ca.pem"));
+        }
+        _ => panic!("an identity of certificates"),
+    }
+    let exchange = "{exchange: {token_endpoint: 'https://h/t', client_id: i, client_secret: s}}";
+    let exchanging = format!("routes: {{r: {{path: /m, upstream: 'http://h/', credential: {exchange}}}}}");
+    for (file, error) in [
+        (
+            format!("{}{ROUTES}", mesh("{subject: uri}")),
+            "identity.mesh.client_certificates: clients are not asked for certificates; name the PEM bundle",
+        ),
+        (
+            format!("{listen}{}{ROUTES}", mesh("{}")),
+            "identity.mesh.client_certificates.subject: this key is missing; name what callers go by",
+        ),
+        (
+            format!("{listen}{}{ROUTES}", mesh("{subject: san}")),
+            "identity.mesh.client_certificates.subject: ",
+        ),
+        (
+            format!("{listen}{}{ROUTES}", mesh("{subject: uri}, issuer: 'https://h'")),
+            "unknown key \"issuer\"",
+        ),
+        (
+            format!("{listen}{}{exchanging}", mesh("{subject: uri}")),
+            "routes.r.credential: the certificates of \"mesh\" are no tokens to exchange",
+        ),
+    ] {
+        let errors = errors(&file);
+        assert!(
+            errors.contains(error) && errors.lines().count() == 1,
+            "{file}: {errors}"
+        );
+    }
+}
+
+#[test]
 fn keys_of_parts_that_are_not_built_are_unknown() {
     let top = ["database", "plaintext"];
     let route = ["servers", "rate", "concurrency"];
     let upstream = ["breaker", "command"];
-    let identity = ["client_certificates"];
     let credential = ["connection", "passthrough", "client_credentials", "assertion"];
     let mut files: Vec<(&str, String)> = Vec::new();
     let mut add = |keys: &[&'static str], file: &str| {
@@ -635,10 +687,6 @@ fn keys_of_parts_that_are_not_built_are_unknown() {
     add(&top, &format!("KEY: x\n{ROUTES}"));
     add(&["otlp"], &format!("telemetry: {{KEY: x}}\n{ROUTES}"));
     add(&["database"], &format!("state: {{KEY: x}}\n{ROUTES}"));
-    add(
-        &identity,
-        &format!("identity: {{i: {{issuer: 'https://h', KEY: x}}}}\n{ROUTES}"),
-    );
     add(&route, &whole("upstream: 'http://h/', KEY: x"));
     add(&upstream, &whole("upstream: {urls: 'http://h/', KEY: x}"));
     add(&credential, &whole("upstream: 'http://h/', credential: {KEY: x}"));

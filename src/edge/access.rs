@@ -88,7 +88,7 @@ impl<S: Stage<Arrival<RequestBody>, Error = Infallible>> Inner<S> {
                 target: "portcullis::access",
                 request_id = journey.request_id.as_str(),
                 client = %journey.client(),
-                peer = %connection.peer,
+                peer = %journey.connection.peer,
                 %method,
                 // Its path alone: a query can carry a session or, against the rules, a token.
                 path = uri.path(),

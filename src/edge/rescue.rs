@@ -268,9 +268,9 @@ fn forbidden(rejection: &Rejection, refused: &Refused, journey: &Journey) -> Fai
         let challenge = Challenge {
             resource_metadata: route.resource_metadata.as_deref(),
             scopes: &scopes,
-            dpop: None,
+            dpop: route.dpop(),
         };
-        failure.challenges = vec![challenge.insufficient_scope()];
+        failure.challenges = challenge.insufficient_scope();
         failure.data = principal.map(|principal| scope_data(&scopes, principal));
     }
     if refused.first().is_malformed() {

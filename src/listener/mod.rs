@@ -12,6 +12,7 @@
 //! 6. Told to stop, it accepts nobody, lets calls finish for a grace period and then closes.
 
 mod begun;
+mod certificate;
 pub mod proxy;
 mod stall;
 #[cfg(test)]
@@ -39,7 +40,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt};
 
-pub use tls::Tls;
+pub use certificate::{ClientCertificate, Names};
+pub use tls::{Tls, client_verifier};
 
 use crate::config::{self, ListenLimits, Network};
 use crate::edge::Body;
@@ -82,14 +84,14 @@ pub struct Incoming {
 }
 
 /// A connection, as its requests need to know it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionInfo {
     /// The other end of the connection, or whom its PROXY header names: the client, or the last proxy before us.
     pub peer: SocketAddr,
     /// Whether the connection was encrypted by us.
     pub tls: bool,
-    /// SHA-256 of the client's certificate, which chains to `listen.tls.client_ca`.
-    pub certificate: Option<[u8; 32]>,
+    /// The client's, which chained to `listen.tls.client_ca` when the connection began.
+    pub certificate: Option<Arc<ClientCertificate>>,
 }
 
 /// A bound socket.
@@ -277,7 +279,7 @@ where
             Ok(Ok(stream)) => {
                 let encrypted = ConnectionInfo {
                     tls: true,
-                    certificate: tls::thumbprint(stream.get_ref().1),
+                    certificate: tls::certificate(stream.get_ref().1),
                     ..plain
                 };
                 Box::pin(self.serve(stream, encrypted)).await;
@@ -288,8 +290,9 @@ where
     }
 
     async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: I, info: ConnectionInfo) {
+        let peer = info.peer;
         let service = self.service.map_request(move |request| Incoming {
-            connection: info,
+            connection: info.clone(),
             request,
         });
         let (stream, count) = begun::Begun::new(stall::Stall::new(stream));
@@ -299,9 +302,9 @@ where
             .into_owned();
         tokio::select! {
             ended = self.watcher.watch(connection) => if let Err(error) = ended {
-                tracing::debug!(peer = %info.peer, error = &*error, "connection ended with an error");
+                tracing::debug!(%peer, error = &*error, "connection ended with an error");
             },
-            () = count.silent_for(self.header_timeout) => tracing::debug!(peer = %info.peer, "connection sent no request in time"),
+            () = count.silent_for(self.header_timeout) => tracing::debug!(%peer, "connection sent no request in time"),
         }
     }
 }

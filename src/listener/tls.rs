@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use aws_lc_rs::digest;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -13,7 +12,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
-use super::BindError;
+use super::{BindError, ClientCertificate};
 use crate::config::ServerTls;
 
 /// The certificate in use; connections that come after a change get the new one.
@@ -77,9 +76,13 @@ fn server_config(files: &ServerTls) -> Result<Arc<ServerConfig>, BindError> {
     Ok(Arc::new(config))
 }
 
-/// Asks for a certificate and takes none for an answer; one that doesn't chain to the bundle, or is over, fails the
-/// handshake. Revocation lists aren't read: end a certificate by its lifetime or its authority.
-fn client_verifier(path: &Path, provider: &Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, BindError> {
+/// What verifies certificates of clients by the authorities in a PEM file: asks for one and takes none for an answer; one
+/// that doesn't chain to the bundle, or is over, fails the handshake. Revocation lists aren't read: end a certificate by
+/// its lifetime or its authority.
+///
+/// # Errors
+/// When the file can't be read, or holds no authority.
+pub fn client_verifier(path: &Path, provider: &Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, BindError> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(path).map_err(|error| pem(path, error))? {
         let certificate = certificate.map_err(|error| pem(path, error))?;
@@ -91,11 +94,9 @@ fn client_verifier(path: &Path, provider: &Arc<CryptoProvider>) -> Result<Arc<dy
         .map_err(|error| pem(path, error))
 }
 
-/// SHA-256 of the client's certificate, as `x5t#S256` has it (RFC 8705 section 3.1).
-pub fn thumbprint(connection: &rustls::ServerConnection) -> Option<[u8; 32]> {
-    let leaf = connection.peer_certificates()?.first()?;
-    let hash = digest::digest(&digest::SHA256, leaf);
-    Some(hash.as_ref().try_into().expect("SHA-256 has 32 bytes"))
+/// The certificate that the client showed.
+pub fn certificate(connection: &rustls::ServerConnection) -> Option<Arc<ClientCertificate>> {
+    ClientCertificate::read(connection.peer_certificates()?).map(Arc::new)
 }
 
 fn pem(path: &Path, cause: impl std::fmt::Display) -> BindError {

@@ -321,6 +321,7 @@ impl Shared {
                 route: call.route.clone(),
                 principal: call.principal.clone(),
                 token: bearer(&call.headers).ok().flatten().map(Secret::new),
+                certificate: call.journey.connection.certificate.clone(),
             },
             rights: self.rights.clone(),
             shaken,

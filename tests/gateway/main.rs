@@ -3,6 +3,7 @@
 mod bound;
 mod budget;
 mod callers;
+mod certificates;
 mod commands;
 mod demo;
 mod gate;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::StatusCode;
 
 use super::super::testing::{Answer, INTROSPECT, Issuer, METADATA, SigningKey, asking, identity, robots};
@@ -77,7 +79,9 @@ async fn r42_answers_are_checked_like_claims() {
         (json!({"sub": null, "username": "ada"}), "subject"),
         (json!({"sub": ""}), "subject"),
         (json!({"cnf": {"jkt": "x"}}), "bound_token"),
-        (json!({"token_type": "DPoP"}), "bound_token"),
+        (json!({"cnf": {"kid": "x"}}), "bound_token"),
+        (json!({"cnf": {}}), "bound_token"),
+        (json!({"cnf": null, "token_type": "DPoP"}), "type"),
         (json!({"token_type": "refresh_token"}), "type"),
         (json!({"token_use": "refresh_token"}), "type"),
         (json!({"typ": "Refresh"}), "type"),
@@ -94,6 +98,50 @@ async fn r42_answers_are_checked_like_claims() {
         issuer.says(&with(&active(&issuer), changes.clone()));
         assert_eq!(gate.reason(&format!("token-{number}")).await, reason, "{changes}");
     }
+}
+
+#[tokio::test]
+async fn what_an_answer_binds_a_token_to_must_be_shown() {
+    let issuer = Issuer::start(&[]).await;
+    let gate = Gate::new(vec![asking("corp", &issuer.url)]);
+    let of = |bytes: &[u8]| ClientCertificate::read(&[bytes.to_vec().into()]).unwrap();
+    let (theirs, other) = (of(b"one"), of(b"another"));
+    let encoded = |hash: &[u8; 32]| URL_SAFE_NO_PAD.encode(hash);
+    let binds = |confirmation: Value| {
+        issuer.says(&with(
+            &active(&issuer),
+            json!({"cnf": confirmation, "token_type": "DPoP"}),
+        ));
+    };
+    let ask = async |scheme: &str, token: &str, certificate: Option<&ClientCertificate>| {
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, format!("{scheme} {token}").parse().unwrap());
+        let sender = Sender {
+            certificate,
+            ..crate::authn::testing::sender()
+        };
+        let caller = gate
+            .authenticator
+            .authenticate(&route(&["corp"]), &headers, &sender)
+            .await;
+        caller.map_or_else(|error| error.reason(), |_| "ok")
+    };
+    binds(json!({"x5t#S256": encoded(theirs.thumbprint())}));
+    for (certificate, expected) in [
+        (Some(&theirs), "ok"),
+        (Some(&other), "bound_token"),
+        (None, "bound_token"),
+    ] {
+        // The answer is remembered, and what it asks for looked at each time.
+        assert_eq!(ask("Bearer", "certified", certificate).await, expected);
+    }
+    assert_eq!(issuer.hits(INTROSPECT), 1);
+    binds(json!({"jkt": encoded(theirs.thumbprint())}));
+    assert_eq!(ask("Bearer", "keyed", None).await, "bound_token");
+    assert_eq!(ask("DPoP", "keyed", None).await, "proof_malformed", "there is no proof");
+    binds(json!({"jkt": encoded(theirs.thumbprint()), "x5t#S256": encoded(theirs.thumbprint())}));
+    assert_eq!(ask("DPoP", "both", None).await, "bound_token");
+    assert_eq!(ask("DPoP", "both", Some(&theirs)).await, "proof_malformed");
 }
 
 #[tokio::test]
