@@ -231,6 +231,34 @@ async fn of_one_proof_sent_many_times_at_once_one_passes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lack_of_scopes_is_told_in_the_schemes_that_are_taken() {
+    let upstream = Upstream::tools(1).await;
+    let yaml = format!(
+        "routes:\n  notes:\n    path: /notes/mcp\n    scopes: [mcp.use]\n    upstream: {}\n",
+        upstream.url()
+    );
+    for (dpop, schemes) in [("required", &["DPoP"][..]), ("accepted", &["Bearer", "DPoP"])] {
+        let identity = format!("  corp: {{issuer: \"{{issuer}}\", dpop: {dpop}}}\n");
+        let gate = Gate::with_setup("", Some(&identity), &yaml).await;
+        let client = Client::new(&gate);
+        let proof = [client.proof(&gate, dpop)];
+        let answer = send(&gate, &format!("DPoP {}", client.token), &proof).await;
+        assert_eq!((answer.status, answer.code()), (StatusCode::FORBIDDEN, Some(40_301)));
+        let told = format!(
+            "error=\"insufficient_scope\", resource_metadata=\"{}/.well-known/oauth-protected-resource/notes/mcp\", \
+             scope=\"mcp.use\"",
+            gate.running.url()
+        );
+        let expected = schemes.iter().map(|scheme| match *scheme {
+            "DPoP" => format!("DPoP algs=\"ES256 ES384 Ed25519 EdDSA PS256 RS256\", {told}"),
+            scheme => format!("{scheme} {told}"),
+        });
+        assert_eq!(challenges(&answer), expected.collect::<Vec<_>>().join(" | "));
+    }
+    assert!(upstream.seen().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nonces_are_asked_for_and_supplied() {
     let upstream = Upstream::tools(1).await;
     let yaml = format!(

@@ -18,6 +18,8 @@ use super::shot::{Case, Shot, case, refuse};
 use super::upstream::Upstream;
 
 const PING: &str = r#"{"jsonrpc":"2.0","id":7,"method":"ping"}"#;
+/// What no key or certificate has.
+const HASH: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 const SOON: Duration = Duration::from_secs(20);
 
 /// An introspection endpoint that answers by the token's text, and what it was asked.
@@ -124,6 +126,8 @@ fn says(resource: &str, now: u64, token: &str) -> (u16, String) {
         "strange" => but("iss", json!("https://evil.example")),
         "subjectless" => but("sub", json!("")),
         "bound" => but("cnf", json!({"x5t#S256": "x"})),
+        "certified" => but("cnf", json!({"x5t#S256": HASH})),
+        "keyed" => but("cnf", json!({"jkt": HASH})),
         "refresh" => but("token_type", json!("refresh_token")),
         "down" => (500, String::new()),
         "denied" => (401, json!({"error": "invalid_client"}).to_string()),
@@ -205,7 +209,9 @@ async fn opaque_tokens_and_api_keys_r42_r43() {
         refused("not yet", "early", "invalid token"),
         refused("another's", "strange", "invalid issuer"),
         refused("no subject", "subjectless", "invalid token"),
-        refused("bound to a certificate", "bound", "invalid token"),
+        refused("bound to what can't be read", "bound", "invalid token"),
+        refused("bound to a certificate", "certified", "invalid token"),
+        refused("bound to a key", "keyed", "invalid token"),
         refused("a refresh token", "refresh", "invalid token"),
         unanswered("down"),
         unanswered("denied"),
@@ -251,7 +257,7 @@ async fn opaque_tokens_and_api_keys_r42_r43() {
             40_100,
         ),
     ];
-    refuse(&gate, &upstream, cases, 24).await;
+    refuse(&gate, &upstream, cases, 26).await;
 
     let seen = asked.tokens();
     assert!(

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::{BodyExt, Full};
@@ -20,8 +20,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
+use super::commands::run;
 use super::gate::{Answer, Gate, call};
-use super::upstream::{Upstream, stream};
+use super::upstream::{Upstream, json_reply, result, stream};
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -162,6 +163,7 @@ impl Mesh {
 
     async fn send(&self, sender: &mut SendRequest<Full<Bytes>>, request: Request<Full<Bytes>>) -> Answer {
         let answered = async {
+            sender.ready().await.expect("the connection stands");
             let (parts, body) = sender.send_request(request).await.expect("an answer").into_parts();
             Answer {
                 status: parts.status,
@@ -422,7 +424,7 @@ async fn a_certificate_is_who_its_caller_is_and_each_way_in_is_closed() {
     let audit = std::fs::read_to_string(mesh.gate.directory.path().join("audit.jsonl")).expect("the audit");
     let line = audit
         .lines()
-        .find(|line| line.contains(AGENT))
+        .find(|line| line.contains(AGENT) && line.contains("\"certs\""))
         .expect("a line of the agent's");
     let line: Value = serde_json::from_str(line).expect("JSON");
     assert_eq!(line["issuer"], "portcullis:client-certificates:mesh");
@@ -514,7 +516,10 @@ async fn a_token_that_is_bound_to_a_certificate_needs_it_in_the_handshake() {
 
 /// A server whose every GET opens a stream that says hello and then nothing.
 async fn silent() -> Upstream {
-    Upstream::start(|_| async {
+    Upstream::start(|seen| async move {
+        if seen.method != Method::GET {
+            return json_reply(&result(&seen.json(), 0));
+        }
         let (sender, response) = stream();
         sender.send(": hello\n\n".to_owned()).expect("a reader");
         tokio::spawn(async move { sender.closed().await });
@@ -552,21 +557,13 @@ async fn a_connection_and_its_streams_outlive_no_certificate() {
         params.not_after = rcgen::date_time_ymd(2040, 1, 1);
     });
     let mut sender = mesh.connect(Some(&client)).await;
-    let ping = json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
     let mut status = async || {
-        let answer = mesh
-            .send(&mut sender, mesh.request(Method::DELETE, "/notes/mcp", "", &ping))
-            .await;
+        let answer = mesh.post(&mut sender, "/notes/mcp", "").await;
         (answer.status.as_u16(), answer.json()["error"]["message"].clone())
     };
-    let refused = status().await.1;
-    assert!(!refused.to_string().contains("certificate"), "{refused}");
+    assert_eq!(status().await, (200, Value::Null));
     mesh.gate.clock.set(END);
-    let refused = status().await.1;
-    assert!(
-        !refused.to_string().contains("certificate"),
-        "its last second: {refused}"
-    );
+    assert_eq!(status().await, (200, Value::Null), "its last second");
     // Two seconds on, by the machine's time, the certificate and with it the stream are over.
     ends(standing(&mesh, &client).await).await;
     mesh.gate.clock.set(END + 1);
@@ -582,29 +579,94 @@ async fn an_authority_that_is_withdrawn_takes_its_callers_along() {
     let bundle = mesh.files.path().join("clients.pem");
     let more = authority();
     std::fs::write(&bundle, format!("{}{}", mesh.authority.pem(), more.pem())).expect("a file");
-    let open = standing(&mesh, &client).await;
+    let mut open = standing(&mesh, &client).await;
     mesh.reload();
-    // It is still there: what comes after the reload is a stream of today's, and the old one stands.
+    // Its authority is still there: the connection and the stream stay.
     let mut sender = mesh.connect(Some(&client)).await;
-    let ping = json!({"jsonrpc": "2.0", "id": 1, "method": "ping"});
-    let request = || mesh.request(Method::POST, "/notes/mcp", "", &ping);
-    assert_eq!(
-        sender
-            .send_request(request())
-            .await
-            .expect("an answer")
-            .status()
-            .as_u16(),
-        200
-    );
-    let mut sender = mesh.connect(Some(&client)).await;
+    assert_eq!(mesh.post(&mut sender, "/notes/mcp", "").await.status.as_u16(), 200);
+    let waiting = tokio::time::timeout(Duration::from_millis(200), open.frame());
+    assert!(waiting.await.is_err(), "the stream stands");
     std::fs::write(&bundle, more.pem()).expect("a file");
     mesh.reload();
     ends(open).await;
-    let answer = mesh.send(&mut sender, request()).await;
+    let answer = mesh.post(&mut sender, "/notes/mcp", "").await;
     let told = "the client certificate is not trusted any more";
     assert_eq!(
         (answer.status.as_u16(), &answer.json()["error"]["message"]),
         (401, &json!(told))
     );
+}
+
+#[tokio::test]
+async fn explain_tells_what_is_made_of_a_certificate() {
+    let authority = authority();
+    let directory = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: String| std::fs::write(directory.path().join(name), text).expect("a file");
+    write("ca.pem", authority.pem());
+    for (name, client) in [
+        ("agent.pem", Client::named(&authority, &[AGENT])),
+        ("nameless.pem", Client::named(&authority, &[])),
+        ("stranger.pem", Client::named(&self::authority(), &[AGENT])),
+    ] {
+        let pem = STANDARD.encode(&client.certificate);
+        write(
+            name,
+            format!("-----BEGIN CERTIFICATE-----\n{pem}\n-----END CERTIFICATE-----\n"),
+        );
+    }
+    write(
+        "portcullis.yaml",
+        "listen: {tls: {certificate: c.pem, key: k.pem, client_ca: ca.pem}}\n\
+         identity:\n  mesh: {client_certificates: {subject: uri}}\n\
+         roles: {agent: [\"subject:spiffe://corp.example/*\"]}\n\
+         routes:\n  notes:\n    path: /notes/mcp\n    upstream: \"http://127.0.0.1:1/mcp\"\n    \
+         tools: {rules: [{allow: \"get_*\", to: agent}]}\n"
+            .to_owned(),
+    );
+    for (file, tool, code, lines) in [
+        (
+            Some("agent.pem"),
+            "get_x",
+            0,
+            &[
+                "+ mesh: it vouches for this caller",
+                AGENT,
+                "+ agent: by roles.agent[0]",
+            ][..],
+        ),
+        (Some("agent.pem"), "put_x", 1, &["refused (no_rule"]),
+        (
+            Some("nameless.pem"),
+            "get_x",
+            1,
+            &[
+                "- mesh: it does not vouch: the client certificate has no name",
+                "401, code 40100",
+            ],
+        ),
+        (
+            Some("stranger.pem"),
+            "get_x",
+            1,
+            &["not trusted", "refused (certificate_untrusted)"],
+        ),
+        (
+            None,
+            "get_x",
+            1,
+            &["- mesh: no certificate was shown", "refused (no_certificate)"],
+        ),
+    ] {
+        let mut arguments = vec!["explain", "--route", "notes", "--tool", tool];
+        arguments.extend(file.iter().flat_map(|file| ["--certificate-file", file]));
+        let (exit, out, err) = run(directory.path(), &arguments).await;
+        assert_eq!(exit, Some(code), "{file:?}: {out}{err}");
+        for line in lines {
+            assert!(out.contains(line), "{file:?}: {line} is not in {out}");
+        }
+    }
+    let misused = ["explain", "--route", "notes", "--certificate-file", "portcullis.yaml"];
+    let (exit, out, err) = run(directory.path(), &misused).await;
+    assert_eq!((exit, &*out), (Some(2), ""));
+    assert!(err.contains("portcullis.yaml: it holds none"), "{err}");
 }

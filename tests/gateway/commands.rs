@@ -29,7 +29,7 @@ fn portcullis(directory: &Path, arguments: &[&str]) -> Command {
 }
 
 /// Exit code, stdout, stderr.
-async fn run(directory: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
+pub async fn run(directory: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = timeout(SOON, portcullis(directory, arguments).output())
         .await
         .expect("it ends soon")
