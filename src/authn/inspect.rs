@@ -67,7 +67,7 @@ pub enum Credential {
     /// Claims as if an identity had vouched for them.
     Claims(Map<String, Value>),
     /// What a connection began with, its key taken for proven.
-    Certificate(ClientCertificate),
+    Certificate(Box<ClientCertificate>),
 }
 
 /// Checks as they are made.
@@ -243,7 +243,7 @@ impl Authenticator {
             Credential::Token(token) => (self.weigh(route, token).await, Vec::new()),
             Credential::Nothing | Credential::Certificate(_) => {
                 let certificate = match credential {
-                    Credential::Certificate(certificate) => Some(certificate),
+                    Credential::Certificate(certificate) => Some(&**certificate),
                     _ => None,
                 };
                 let outcome = self.came(route, &HeaderMap::new(), certificate).await;

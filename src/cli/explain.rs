@@ -205,7 +205,7 @@ impl Explain {
         Ok(match (token, &self.claims, &self.certificate_file) {
             (Some(file), ..) => Credential::Token(credential::token(Some(file))?),
             (_, Some(claims), _) => Credential::Claims(claims.clone()),
-            (.., Some(file)) => Credential::Certificate(credential::certificate(file)?),
+            (.., Some(file)) => Credential::Certificate(Box::new(credential::certificate(file)?)),
             _ => Credential::Nothing,
         })
     }

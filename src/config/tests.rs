@@ -628,11 +628,10 @@ fn client_certificates_need_authorities_and_no_exchange() {
     let listen = "listen: {tls: {certificate: c, key: k, client_ca: ca.pem}}\n";
     let mesh = |section: &str| format!("identity: {{mesh: {{client_certificates: {section}}}}}\n");
     let file = format!("{listen}{}{ROUTES}", mesh("{subject: uri}"));
-    let config = Config::parse(&file, "p.yaml", Path::new("/etc"), &env)
-        .ok()
-        .expect("it is right")
-        .config;
-    let identity = &config.identities[0];
+    let Ok(loaded) = Config::parse(&file, "p.yaml", Path::new("/etc"), &env) else {
+        panic!("it is right: {}", errors(&file));
+    };
+    let identity = &loaded.config.identities[0];
     assert_eq!(identity.issuer, "");
     match &identity.keys {
         KeySource::ClientCertificates(certificates) => {

@@ -670,3 +670,27 @@ async fn explain_tells_what_is_made_of_a_certificate() {
     assert_eq!((exit, &*out), (Some(2), ""));
     assert!(err.contains("portcullis.yaml: it holds none"), "{err}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_without_a_bearer_needs_its_streams_certificate() {
+    let upstream = Upstream::sse().await;
+    let rest = "identity: [corp, mesh]\n    bearerless_messages: true";
+    let server = format!("{{urls: [\"{}\"], transport: sse}}", upstream.url());
+    let routes = route("notes", &upstream, rest).replace(&upstream.url(), &server);
+    let mesh = Mesh::start(&routes).await;
+    let client = Client::named(&mesh.authority, &[AGENT]);
+    let other = Client::named(&mesh.authority, &["spiffe://corp.example/agents/b"]);
+    let mut sender = mesh.connect(Some(&client)).await;
+    let request = mesh.request(Method::GET, "/notes/mcp", "", &Value::Null);
+    let mut stream = sender.send_request(request).await.expect("an answer").into_body();
+    let frame = stream.frame().await.expect("a frame").expect("a whole one");
+    let event = String::from_utf8(frame.into_data().expect("data").to_vec()).expect("text");
+    let url = event.trim().rsplit_once("data: ").expect("the endpoint").1;
+    let path = url.strip_prefix(&mesh.gate.running.url()).unwrap_or(url);
+    let opened = upstream.seen().len();
+    for (client, status) in [(None, 401), (Some(&other), 403), (Some(&client), 202)] {
+        let mut sender = mesh.connect(client).await;
+        assert_eq!(mesh.post(&mut sender, path, "").await.status.as_u16(), status);
+        assert_eq!(upstream.seen().len() - opened, usize::from(status == 202));
+    }
+}
