@@ -165,8 +165,19 @@ fn rfc4514(name: &X509Name<'_>) -> Option<String> {
     Some(parts.join(","))
 }
 
+/// Whether an object identifier is in its one spelling (X.690 section 8.19.2). The parser reads others as well, but compares
+/// bytes: one in another spelling would be a common name in one place and none in another.
+fn is_canonical(kind: &[u8]) -> bool {
+    let ends = |byte: u8| byte & 0x80 == 0;
+    let begins = std::iter::once(true).chain(kind.iter().map(|byte| ends(*byte)));
+    kind.last().is_some_and(|last| ends(*last)) && !begins.zip(kind).any(|(begins, byte)| begins && *byte == 0x80)
+}
+
 /// RFC 4514 sections 2.3 and 2.4.
 fn attribute(attribute: &AttributeTypeAndValue<'_>) -> Option<String> {
+    if !is_canonical(attribute.attr_type().as_bytes()) {
+        return None;
+    }
     let kind = attribute.attr_type().to_id_string();
     let short = match kind.as_str() {
         "2.5.4.3" => "CN",
@@ -311,6 +322,33 @@ mod tests {
             params.distinguished_name.push(DnType::CommonName, name);
         });
         assert_eq!(wide.names(), None);
+    }
+
+    #[test]
+    fn a_kind_of_name_has_one_spelling() {
+        let good = certificate(|params| params.distinguished_name.push(DnType::CommonName, "agent"));
+        let der = good.chain().0.to_vec();
+        let kind = [0x06, 3, 0x55, 4, 3];
+        let at = der
+            .windows(5)
+            .rposition(|window| window == kind)
+            .expect("it has a common name");
+        // As the parser reads numbers, 0x83 at the end is a 3 too.
+        for (byte, value) in [(4, 0x83), (2, 0x80)] {
+            let mut other = der.clone();
+            other[at + byte] = value;
+            let read = ClientCertificate::read(&[other.into()]).unwrap();
+            assert_eq!(read.names(), None, "{byte}");
+        }
+        for (kind, canonical) in [
+            (&[0x55, 4, 3][..], true),
+            (&[0x2a, 0x86, 0x48], true),
+            (&[0x55, 0x80, 4, 3], false),
+            (&[0x80, 0x55], false),
+            (&[], false),
+        ] {
+            assert_eq!(is_canonical(kind), canonical, "{kind:?}");
+        }
     }
 
     #[test]
