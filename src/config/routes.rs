@@ -9,7 +9,7 @@ use url::Url;
 use super::identities::locate;
 use super::raw::{At, Quote, Section};
 use super::upstreams::{credential_section, upstream_defaults, upstream_section};
-use super::values::{host_name, rate, route_path, scope, upstream_url, values};
+use super::values::{host_name, needed_scope, rate, route_path, upstream_url, values};
 use super::{CallerLimits, Credential, Denials, Identity, KeySource, Listen, Place, Rate, Route};
 use crate::policy::{Budget, OnExcess, PathStep, PolicySource, Roles, RoutePolicy, RuleSource, SourceError};
 
@@ -274,7 +274,7 @@ fn caller_limits(limits: &Section<'_>) -> CallerLimits {
 }
 
 fn policy(section: &Section<'_>, roles: Option<&Arc<Roles>>) -> Option<RoutePolicy> {
-    let scopes = section.parsed_list("scopes", "Scopes needed for anything on the route.", scope);
+    let scopes = section.parsed_list("scopes", "Scopes needed for anything on the route.", needed_scope);
     let (tools, budget) = section.section("tools", "Which tools callers see and call.", |tools| {
         let rules = rules(tools);
         let max = tools.count("max", "Most tools a caller is shown, counted after the rules.");
@@ -343,7 +343,7 @@ fn rules(section: &Section<'_>) -> Option<Vec<RuleSource>> {
             allow: globs("allow", "Patterns; * stands for anything."),
             deny: globs("deny", "Patterns; * stands for anything."),
             to: values(rule.texts("to", "Roles; everyone when absent.")),
-            scopes: values(rule.parsed_list("scopes", "Scopes needed besides.", scope)),
+            scopes: values(rule.parsed_list("scopes", "Scopes needed besides.", needed_scope)),
             when: rule
                 .text("when", "CEL over principal, tool, args, route and now.")
                 .map(|at| at.value),

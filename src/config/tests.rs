@@ -414,6 +414,16 @@ fn bad_routes_are_refused() {
         ),
         ("path: /m, anonymous: 'yes'", "routes.r.anonymous", "true or false"),
         ("path: /m, scopes: ['a b']", "routes.r.scopes[0]", "no spaces"),
+        (
+            "path: /m, scopes: [a, offline_access]",
+            "routes.r.scopes[1]",
+            "refresh tokens",
+        ),
+        (
+            "path: /m, tools: {rules: [{allow: [a], scopes: [offline_access]}]}",
+            "routes.r.tools.rules[0].scopes[0]",
+            "refresh tokens",
+        ),
         ("path: /m, limits: {body: 0}", "routes.r.limits.body", "64KiB"),
         ("path: /m, limits: {rate: 50}", "routes.r.limits.rate", "50/s or 600/m"),
         ("path: /m, limits: {rate: 0/s}", "routes.r.limits.rate", "50/s or 600/m"),

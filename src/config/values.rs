@@ -190,6 +190,17 @@ pub(super) fn scope(text: &str) -> Result<String, String> {
     }
 }
 
+/// A scope that a request may need. `offline_access` is none: it is about refresh tokens, and clients must not be told to
+/// ask for it (MCP 2026-07-28, "Refresh Tokens").
+pub(super) fn needed_scope(text: &str) -> Result<String, String> {
+    match text {
+        "offline_access" => {
+            Err("it is the client's business whether it can refresh tokens; name another scope".to_owned())
+        }
+        _ => scope(text),
+    }
+}
+
 pub(super) fn algorithm(text: &str) -> Result<Algorithm, String> {
     match text {
         "RS256" => Ok(Algorithm::RS256),

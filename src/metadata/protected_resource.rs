@@ -54,13 +54,10 @@ impl ProtectedResource<'_> {
         if authorization_servers.is_empty() {
             return None;
         }
-        // Refresh tokens are no business of a resource (MCP, "Refresh Tokens").
-        let mut scopes_supported = distinct(self.scopes);
-        scopes_supported.retain(|scope| *scope != "offline_access");
         let document = Document {
             resource: resource_url(&origin(self.public_url, self.host), self.path),
             authorization_servers,
-            scopes_supported,
+            scopes_supported: distinct(self.scopes),
             bearer_methods_supported: ["header"],
             resource_name: self.name,
             dpop_signing_alg_values_supported: if self.dpop.is_some() { &dpop::ALGORITHMS } else { &[] },
@@ -129,7 +126,7 @@ mod tests {
                 "https://a.example.com",
                 "https://a.example.com",
             ]),
-            scopes: &strings(&["mcp.use", "offline_access", "notes.read", "mcp.use"]),
+            scopes: &strings(&["mcp.use", "notes.read", "mcp.use"]),
             name: "notes",
             dpop: None,
             certificates: false,
@@ -154,7 +151,7 @@ mod tests {
             host: None,
             path: "/",
             issuers: &strings(&["https://a.example.com"]),
-            scopes: &strings(&["offline_access"]),
+            scopes: &[],
             name: "all",
             dpop: None,
             certificates: false,

@@ -259,14 +259,13 @@ impl RoutePolicy {
         &self.scopes
     }
 
-    /// Every scope the route may ask for (RFC 9728 `scopes_supported`); never `offline_access`.
+    /// Every scope the route may ask for (RFC 9728 `scopes_supported`).
     pub fn scopes_supported(&self) -> Vec<String> {
         let rules = [&self.tools, &self.resources, &self.prompts];
         let mut scopes: Vec<String> = self
             .scopes
             .iter()
             .chain(rules.into_iter().flatten().flat_map(Rules::scopes))
-            .filter(|scope| *scope != "offline_access")
             .cloned()
             .collect();
         scopes.sort();
