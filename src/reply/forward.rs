@@ -2,9 +2,10 @@
 //!
 //! 1. What was permitted is sent and nothing else: a batch loses its refused members, and its answer gains theirs (r50).
 //! 2. A reply that nobody has to rewrite is forwarded as it comes; lists are filtered; a budgeted list is gathered.
-//! 3. The upstream's 4xx and 5xx bodies pass, since clients read them to find a server's era; its 401 does not: that
+//! 3. A request is answered by JSON or by events (MCP, "Sending Messages"); a success of another type is 502.
+//! 4. The upstream's 4xx and 5xx bodies pass, since clients read them to find a server's era; its 401 does not: that
 //!    is about the gate's credential (502).
-//! 4. A new upstream session leaves sealed.
+//! 5. A new upstream session leaves sealed.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -200,7 +201,7 @@ impl Shared {
         let is_json = is_media(sent.response.headers(), "application/json");
         let (mut parts, upstream) = self.head(call, sent)?;
         if !expects_answer || !is_json {
-            if rules && status.is_success() && !is_json && !upstream.is_end_stream() && expects_answer {
+            if status.is_success() && !is_json && !upstream.is_end_stream() && expects_answer {
                 return Err(Rejection::UpstreamNonsense(
                     "its reply is neither application/json nor text/event-stream",
                 ));
