@@ -428,3 +428,44 @@ fn json_response(status: StatusCode, body: Vec<u8>) -> Response<Body> {
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::config::OnAuditFailure;
+    use crate::listener::ConnectionInfo;
+    use crate::telemetry::Metrics;
+
+    struct Bug;
+
+    impl Stage<Arrival<()>> for Bug {
+        type Error = Rejection;
+
+        async fn serve(&self, _: Arrival<()>) -> Result<Response<Body>, Rejection> {
+            panic!("the key is sk-live-4242");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bug_is_500_and_tells_nothing() {
+        let audit = Audit::with_sink(Vec::new(), OnAuditFailure::Refuse, Metrics::new()).expect("an audit log");
+        let connection = ConnectionInfo {
+            peer: ([127, 0, 0, 1], 1).into(),
+            tls: false,
+            certificate: None,
+        };
+        let arrival = Arrival {
+            journey: Journey::begin(connection),
+            request: Box::new(Request::new(())),
+        };
+        let Ok(response) = RescueLayer::new(audit).layer(Bug).serve(arrival).await;
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
+        let body: Value = serde_json::from_slice(&body).expect("JSON");
+        assert_eq!(body["error"]["code"], 50_000);
+        assert!(!body.to_string().contains("4242"), "{body}");
+    }
+}

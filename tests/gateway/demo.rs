@@ -168,6 +168,9 @@ async fn json_is_one_line_for_scripts() {
             "{role}"
         );
     }
+    // Whoever else is on this machine gets nothing without a token.
+    let bare = shell(&format!("curl -sS -o /dev/null -w '%{{http_code}}' {url} -d '{{}}'")).await;
+    assert!(url.starts_with("http://127.0.0.1:") && bare == 401, "{url} {bare}");
     let metrics = Command::new("curl")
         .args(["-sS", &format!("{admin}/metrics")])
         .output()

@@ -16,7 +16,7 @@ const TOKENS: usize = 33;
 const ENVELOPE: usize = 34;
 const AGREEMENT: usize = 16;
 const ADDRESSING: usize = 25;
-const SESSIONS: usize = 12;
+const SESSIONS: usize = 14;
 const POLICY: usize = 28;
 const WIRE: usize = 14;
 const _: () = assert!(TOKENS + ENVELOPE + AGREEMENT + ADDRESSING + SESSIONS + POLICY + WIRE >= 60);
@@ -661,6 +661,14 @@ async fn sessions() {
     let old = token_of_old(&gate);
     let messages = |query: &str| Shot::post(&old, PING).to(&format!("/old/mcp/messages{query}"));
     let cases = vec![
+        // It vouches for nobody.
+        case("one's own, without a token", with("", &sealed), 401, 40_100),
+        case(
+            "GET with one's own, without a token",
+            with("", &sealed).method("GET").body(""),
+            401,
+            40_100,
+        ),
         gone("unknown", with(&token, "abc")),
         gone("the upstream's own", with(&token, "upstream-session-1")),
         gone("first character changed", with(&token, &flipped(0))),

@@ -211,6 +211,11 @@ pub async fn refuse(gate: &Gate, upstream: &Upstream, cases: Vec<Case>, expected
                 case.name, case.status, case.code
             ));
         }
+        // Of the reserved codes, only those that JSON-RPC and MCP define (MCP 2026-07-28, "Error Codes").
+        let defined = [-32_700, -32_600, -32_601, -32_602, -32_603, -32_020, -32_021, -32_022];
+        if code.is_some_and(|code| (-32_768..=-32_000).contains(&code) && !defined.contains(&code)) {
+            wrong.push(format!("{}: nobody defined {code:?}", case.name));
+        }
         for (name, value) in case.headers {
             let got = answer.as_ref().map_or("", |answer| answer.header(name));
             if got != value {
