@@ -282,7 +282,11 @@ fn listen(section: &Section<'_>, directory: &Path) -> Option<Listen> {
                 .duration("handshake_timeout", "For a TLS handshake; default 10s.", false)
                 .unwrap_or(defaults.handshake_timeout),
             header_timeout: limits
-                .duration("header_timeout", "For a request's headers; default 10s.", false)
+                .duration(
+                    "header_timeout",
+                    "For a request's headers, and for a connection without one; default 10s.",
+                    false,
+                )
                 .unwrap_or(defaults.header_timeout),
             body_timeout: limits
                 .duration("body_timeout", "For a request's body; default 30s.", false)

@@ -90,6 +90,7 @@ pub struct ListenLimits {
     pub streams: usize,
     pub streams_per_principal: usize,
     pub handshake_timeout: Duration,
+    /// For a request's headers, from when its connection had nothing to do.
     pub header_timeout: Duration,
     /// For the whole request body.
     pub body_timeout: Duration,

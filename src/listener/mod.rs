@@ -7,41 +7,48 @@
 //! 3. With `proxy_protocol`, a trusted proxy says first whom it connected for ([`proxy`]), within the time for headers;
 //!    from then on that is the peer, and its address is what rule 2 counts. Nobody else may say so.
 //! 4. A handshake and a request's headers have a time and a size; an HTTP/2 peer has bounds on streams, resets and
-//!    header lists.
-//! 5. A peer that takes nothing of what is written to it for a minute is cut off.
+//!    header lists. A connection without a request has as long as headers have, whatever else it sends (`idle`).
+//! 5. A peer that takes nothing of what is written to it for a minute is cut off: the connection when it doesn't read
+//!    (`stall`), the stream when it opens no window (`window`).
 //! 6. Told to stop, it accepts nobody, lets calls finish for a grace period and then closes.
 
-mod begun;
 mod certificate;
+#[cfg(test)]
+mod hostile;
+mod idle;
 pub mod proxy;
 mod stall;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod window;
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tower::{Service, ServiceExt};
+use tower::{Service, ServiceExt as _};
 
 pub use certificate::{ClientCertificate, Names};
+use idle::Idle;
+use stall::{STALL, Stall};
 pub use tls::{Tls, client_verifier};
+use window::{Reply, Streams, Untaken};
 
 use crate::config::{self, ListenLimits, Network};
 use crate::edge::Body;
@@ -54,6 +61,9 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// How much of an unwanted body is read, and for how long.
 const DRAIN_BYTES: usize = 16 * 1024 * 1024;
 const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// For an idle peer to answer that it was told to go: more than a way there and back.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Why the gateway can't listen.
 #[derive(Debug, thiserror::Error)]
@@ -179,7 +189,7 @@ impl Listener {
         S::Future: Send + 'static,
     {
         let places = Arc::new(Semaphore::new(self.limits.connections));
-        let graceful = GracefulShutdown::new();
+        let (stop, told) = watch::channel(());
         let protocol = protocol(&self.limits);
         let mut connections = JoinSet::new();
         loop {
@@ -214,7 +224,7 @@ impl Listener {
                 service: service.clone(),
                 peer,
                 speaks_for,
-                watcher: graceful.watcher(),
+                told: told.clone(),
             };
             connections.spawn(async move {
                 connection.run(socket).await;
@@ -222,7 +232,9 @@ impl Listener {
             });
         }
         drop(self.socket);
-        if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
+        stop.send_replace(());
+        let ended = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(grace, ended).await.is_err() {
             tracing::warn!(
                 grace_seconds = grace.as_secs(),
                 "calls were still open after the grace period and are cut"
@@ -237,12 +249,13 @@ struct Connection<S> {
     tls: Option<TlsAcceptor>,
     handshake_timeout: Duration,
     header_timeout: Duration,
-    protocol: auto::Builder<TokioExecutor>,
+    protocol: auto::Builder<Streams>,
     service: S,
     peer: SocketAddr,
     /// The peer must say whom it connected for, and that one is admitted by this.
     speaks_for: Option<Arc<Admission>>,
-    watcher: hyper_util::server::graceful::Watcher,
+    /// Changes when the gateway is told to stop.
+    told: watch::Receiver<()>,
 }
 
 impl<S> Connection<S>
@@ -289,34 +302,56 @@ where
         }
     }
 
-    async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: I, info: ConnectionInfo) {
+    async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(mut self, stream: I, info: ConnectionInfo) {
         let peer = info.peer;
-        let service = self.service.map_request(move |request| Incoming {
-            connection: info.clone(),
-            request,
+        let idle = Idle::new();
+        let stream = Stall::new(stream, idle.clone());
+        let untaken = Untaken::new();
+        let (inner, requests, replies) = (self.service, idle.clone(), untaken.clone());
+        let service = service_fn(move |request: Request<body::Incoming>| {
+            let busy = requests.busy();
+            let untaken = replies.clone();
+            let answered = inner.clone().oneshot(Incoming {
+                connection: info.clone(),
+                request,
+            });
+            async move { Ok::<_, Infallible>(answered.await?.map(|body| Reply::new(body, untaken, busy))) }
         });
-        let (stream, count) = begun::Begun::new(stall::Stall::new(stream));
-        let connection = self
-            .protocol
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
-            .into_owned();
-        tokio::select! {
-            ended = self.watcher.watch(connection) => if let Err(error) = ended {
-                tracing::debug!(%peer, error = &*error, "connection ended with an error");
-            },
-            () = count.silent_for(self.header_timeout) => tracing::debug!(%peer, "connection sent no request in time"),
+        let mut connection = pin!(self.protocol.serve_connection(TokioIo::new(stream), service));
+        let mut patience = self.header_timeout;
+        let (mut stale, mut dismissed) = (false, false);
+        loop {
+            tokio::select! {
+                biased;
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%peer, error = &*error, "connection ended with an error");
+                    }
+                    return;
+                }
+                Ok(()) = self.told.changed() => connection.as_mut().graceful_shutdown(),
+                () = untaken.stale(), if !stale => {
+                    stale = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = idle.lasts(patience) => {
+                    if dismissed {
+                        return tracing::debug!(%peer, "idle connection is cut");
+                    }
+                    dismissed = true;
+                    patience += if untaken.is_empty() { FAREWELL } else { STALL };
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
         }
     }
 }
 
-fn protocol(limits: &ListenLimits) -> auto::Builder<TokioExecutor> {
+fn protocol(limits: &ListenLimits) -> auto::Builder<Streams> {
     let headers = limits.headers.max(8 * 1024);
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
-        .max_buf_size(headers);
+    let mut builder = auto::Builder::new(Streams);
+    // Headers that take too long leave their connection idle.
+    builder.http1().header_read_timeout(None).max_buf_size(headers);
     builder
         .http2()
         .timer(TokioTimer::new())

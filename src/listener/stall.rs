@@ -4,7 +4,9 @@
 //!    neither the end of its token nor an idle timeout would ever come to be looked at, and what is buffered for it
 //!    would be held for ever. So a write that made no progress for [`STALL`] fails, which ends the connection and drops
 //!    every reply on it.
-//! 2. Any progress begins the time anew: slow isn't stalled.
+//! 2. Any progress begins the time anew: slow isn't stalled. (The kernel sees none in single bytes: it says that a socket
+//!    can be written again when a good part of its buffer is free.)
+//! 3. While a write waits, the connection isn't idle ([`super::idle`]): its peer still has something to take.
 
 use std::future::Future;
 use std::io;
@@ -14,6 +16,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
+
+use super::idle::{Busy, Idle};
 
 /// The longest that a peer may take nothing of what is written to it: longer than a phone is without a network on its
 /// way from one to the next.
@@ -25,27 +29,30 @@ pub struct Stall<I> {
     inner: I,
     /// Made at the first write that has to wait: most never do.
     timer: Option<Pin<Box<Sleep>>>,
-    waiting: bool,
+    waiting: Option<Busy>,
+    idle: Idle,
 }
 
 impl<I> Stall<I> {
-    /// Watches the writes to this stream.
-    pub fn new(inner: I) -> Self {
+    /// Watches the writes to this stream of a connection.
+    pub fn new(inner: I, idle: Idle) -> Self {
         Self {
             inner,
             timer: None,
-            waiting: false,
+            waiting: None,
+            idle,
         }
     }
 
     /// Passes on what came of a write, and the error if it has waited for too long.
     fn watch<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
-            self.waiting = false;
+            self.waiting = None;
             return polled;
         }
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL)));
-        if !std::mem::replace(&mut self.waiting, true) {
+        if self.waiting.is_none() {
+            self.waiting = Some(self.idle.busy());
             timer.as_mut().reset(Instant::now() + STALL);
         }
         ready!(timer.as_mut().poll(cx));
@@ -98,7 +105,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_a_write_without_progress_fails() {
         let (inner, mut peer) = tokio::io::duplex(4);
-        let mut stream = Stall::new(inner);
+        let mut stream = Stall::new(inner, Idle::new());
         let began = Instant::now();
         let writing = tokio::spawn(async move { stream.write_all(b"sixteen  letters").await });
         for _ in 0..2 {

@@ -10,11 +10,11 @@ use super::*;
 use crate::config::{Listen, ServerTls};
 use crate::edge;
 
-const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+pub(super) const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
 /// The one bound a test lowers; the others are too long to be met.
-const SOON: Duration = Duration::from_millis(100);
+pub(super) const SOON: Duration = Duration::from_millis(100);
 
-fn listen(limits: ListenLimits, tls: Option<ServerTls>) -> Listen {
+pub(super) fn listen(limits: ListenLimits, tls: Option<ServerTls>) -> Listen {
     Listen {
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
         public_url: None,
@@ -27,7 +27,7 @@ fn listen(limits: ListenLimits, tls: Option<ServerTls>) -> Listen {
     }
 }
 
-fn limits() -> ListenLimits {
+pub(super) fn limits() -> ListenLimits {
     let long = Duration::from_secs(60);
     ListenLimits {
         connections: 100,
@@ -55,14 +55,14 @@ fn certificate(directory: &Path) -> ServerTls {
     files
 }
 
-struct Serving {
-    address: SocketAddr,
-    stop: CancellationToken,
-    task: JoinHandle<()>,
+pub(super) struct Serving {
+    pub(super) address: SocketAddr,
+    pub(super) stop: CancellationToken,
+    pub(super) task: JoinHandle<()>,
 }
 
 /// Serves, with `answer` deciding over each request.
-async fn serve<F>(listen: Listen, grace: Duration, answer: fn(Incoming) -> F) -> Serving
+pub(super) async fn serve<F>(listen: Listen, grace: Duration, answer: fn(Incoming) -> F) -> Serving
 where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
@@ -79,12 +79,12 @@ where
     }
 }
 
-async fn whence(incoming: Incoming) -> Response<Body> {
+pub(super) async fn whence(incoming: Incoming) -> Response<Body> {
     let info = incoming.connection;
     Response::new(edge::full(format!("{} {}", info.peer, info.tls)))
 }
 
-async fn never(_: Incoming) -> Response<Body> {
+pub(super) async fn never(_: Incoming) -> Response<Body> {
     std::future::pending().await
 }
 
@@ -96,7 +96,7 @@ async fn refuse(incoming: Incoming) -> Response<Body> {
 }
 
 /// Everything that comes until the connection ends.
-async fn rest(mut socket: TcpStream) -> String {
+pub(super) async fn rest(mut socket: TcpStream) -> String {
     let mut bytes = Vec::new();
     let _ = tokio::time::timeout(Duration::from_secs(20), socket.read_to_end(&mut bytes))
         .await
@@ -104,7 +104,7 @@ async fn rest(mut socket: TcpStream) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-async fn answer(socket: &mut TcpStream) -> String {
+pub(super) async fn answer(socket: &mut TcpStream) -> String {
     let mut bytes = [0; 4096];
     let read = socket.read(&mut bytes).await.expect("an answer");
     String::from_utf8_lossy(&bytes[..read]).into_owned()
