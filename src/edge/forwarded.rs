@@ -119,13 +119,11 @@ pub fn origin(headers: &HeaderMap, peer: IpAddr, trusted: &[Network]) -> Result<
 /// A hop's address; `None` when it hides.
 type Node = Option<IpAddr>;
 
-/// All lines of a header as one list; `None` when there is none.
-fn joined(headers: &HeaderMap, name: &HeaderName, shown: &'static str) -> Result<Option<String>, Malformed> {
-    let mut lines = Vec::new();
-    for line in headers.get_all(name) {
-        lines.push(line.to_str().map_err(|_| Malformed(shown))?);
-    }
-    Ok((!lines.is_empty()).then(|| lines.join(",")))
+/// Each line is read by itself: a quoted string that one leaves open doesn't end in the next, which another hop may have
+/// written.
+fn lines<'a>(headers: &'a HeaderMap, name: &HeaderName, shown: &'static str) -> Result<Vec<&'a str>, Malformed> {
+    let lines = headers.get_all(name).iter();
+    lines.map(|line| line.to_str().map_err(|_| Malformed(shown))).collect()
 }
 
 fn single<'a>(headers: &'a HeaderMap, name: &HeaderName, shown: &'static str) -> Result<Option<&'a str>, Malformed> {
@@ -142,11 +140,13 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName, shown: &'static str) ->
 
 fn x_forwarded_for(headers: &HeaderMap) -> Result<Option<Vec<Node>>, Malformed> {
     let bad = Malformed("X-Forwarded-For");
-    let Some(text) = joined(headers, &FOR, "X-Forwarded-For")? else {
+    let lines = lines(headers, &FOR, "X-Forwarded-For")?;
+    if lines.is_empty() {
         return Ok(None);
-    };
-    let hops: Option<Vec<Node>> = text
-        .split(',')
+    }
+    let hops: Option<Vec<Node>> = lines
+        .iter()
+        .flat_map(|line| line.split(','))
         .take(MAX_HOPS + 1)
         .map(|hop| {
             let hop = hop.trim_matches([' ', '\t']);
@@ -164,15 +164,18 @@ type Elements = (Option<Vec<Node>>, Option<String>);
 
 /// RFC 7239 section 4.
 fn forwarded(headers: &HeaderMap) -> Result<Elements, Malformed> {
-    match joined(headers, &FORWARDED, "Forwarded")? {
-        None => Ok((None, None)),
-        Some(text) => elements(&text).map_or(Err(Malformed("Forwarded")), |(hops, host)| Ok((Some(hops), host))),
+    let bad = Malformed("Forwarded");
+    let lines = lines(headers, &FORWARDED, "Forwarded")?;
+    let (mut hops, mut host) = (Vec::new(), None);
+    for line in &lines {
+        host = elements(line, &mut hops).ok_or(bad)?;
     }
+    Ok(((!lines.is_empty()).then_some(hops), host))
 }
 
-fn elements(text: &str) -> Option<(Vec<Node>, Option<String>)> {
+/// Appends the hops of one line; the last element's host.
+fn elements(text: &str, hops: &mut Vec<Node>) -> Option<Option<String>> {
     let mut rest = text;
-    let mut hops = Vec::new();
     let mut host;
     loop {
         if hops.len() == MAX_HOPS {
@@ -210,7 +213,7 @@ fn elements(text: &str) -> Option<(Vec<Node>, Option<String>)> {
         }
         hops.push(hop);
         if rest.is_empty() {
-            return Some((hops, host));
+            return Some(host);
         }
         rest = rest.strip_prefix(',')?;
     }
@@ -380,6 +383,23 @@ mod tests {
         }
         let both = [("forwarded", "for=192.0.2.1"), ("x-forwarded-for", "192.0.2.2")];
         assert_eq!(ask("10.0.0.1", &both), Err(Malformed("Forwarded")));
+    }
+
+    #[test]
+    fn quotes_end_on_their_line() {
+        for lines in [["host=\"", "\""], ["x=\"", "y=\";for=192.0.2.2"]] {
+            let lines = lines.map(|line| ("forwarded", line));
+            assert_eq!(ask("10.0.0.1", &lines), Err(Malformed("Forwarded")), "{lines:?}");
+        }
+        let lines = [
+            ("forwarded", "for=198.51.100.1;host=a.example"),
+            ("forwarded", "for=192.0.2.1;x=\"a, b\""),
+        ];
+        let found = ask("10.0.0.1", &lines).expect("well formed").expect("trusted");
+        assert_eq!((found.client.to_string().as_str(), found.host), ("192.0.2.1", None));
+        let hops = ["for=10.0.0.2"; MAX_HOPS].join(",");
+        let lines = [("forwarded", hops.as_str()), ("forwarded", "for=10.0.0.2")];
+        assert!(ask("10.0.0.1", &lines[..1]).is_ok() && ask("10.0.0.1", &lines).is_err());
     }
 
     proptest! {
