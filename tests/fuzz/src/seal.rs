@@ -18,18 +18,19 @@ static UNUSED: LazyLock<Sealer> = LazyLock::new(|| Sealer::new(&[SealKey(Zeroizi
 /// Version, key id, nonce and tag, in bytes.
 const OVERHEAD: usize = 1 + 4 + 12 + 16;
 
-const PURPOSES: [Purpose; 4] = [
+const PURPOSES: [Purpose; 5] = [
     Purpose::Session,
     Purpose::SseSession,
     Purpose::Task,
     Purpose::AuditArguments,
+    Purpose::DpopNonce,
 ];
 
 fuzz_target!(|input: &[u8]| {
     let [high, low, with, text @ ..] = input else {
         return;
     };
-    let purpose = PURPOSES[usize::from(*with) % 4];
+    let purpose = PURPOSES[usize::from(*with) % PURPOSES.len()];
     if let Ok(text) = std::str::from_utf8(text) {
         assert_eq!(UNUSED.open(purpose, text), Err(SealError::Invalid));
     }
