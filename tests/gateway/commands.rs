@@ -370,14 +370,16 @@ async fn a_changed_file_is_taken_up_by_itself_and_on_sighup() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_big_reply_passes_without_being_held() {
     const MIB: usize = 1024 * 1024;
+    /// Of 64 KiB each: far more than an allocator keeps of what was given back, however busy the machine is.
+    const PIECES: usize = 2048;
     let upstream = Upstream::start(|seen| async move {
         let piece: String = "x".repeat(64 * 1024);
         let events = seen.json()["params"]["name"] == "events";
-        let count = if seen.json()["params"]["name"] == "small" { 1 } else { 640 };
+        let count = if seen.json()["params"]["name"] == "small" { 1 } else { PIECES };
         let (sender, mut response) = stream();
         let mut pieces = vec![];
         if events {
-            pieces.extend((0..640).map(|step| {
+            pieces.extend((0..PIECES).map(|step| {
                 event(&serde_json::json!({"jsonrpc": "2.0", "method": "notifications/message", "params": {"step": step, "data": piece}}))
             }));
             pieces.push(event(&serde_json::json!({"jsonrpc": "2.0", "id": 7, "result": {"content": []}})));
@@ -427,10 +429,10 @@ async fn a_big_reply_passes_without_being_held() {
         for tool in ["json", "events"] {
             peak(&child);
             let before = peak(&child);
-            assert!(ask(route, tool).await > 40 * MIB, "{route} {tool}");
+            assert!(ask(route, tool).await > 128 * MIB, "{route} {tool}");
             let needed = peak(&child).saturating_sub(before);
             // A few buffers, what the allocator keeps of them, and none of what has passed.
-            assert!(needed < 20 * MIB, "{route} {tool}: {needed} bytes");
+            assert!(needed < 48 * MIB, "{route} {tool}: {needed} bytes");
         }
     }
 }
