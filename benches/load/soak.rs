@@ -60,7 +60,7 @@ const CALLERS: usize = 64;
 /// One principal a hundred streams.
 const STREAMS_EACH: usize = 100;
 /// Until the gate has heard of every connection that ended with its server.
-const HEARD: Duration = Duration::from_millis(250);
+const HEARD: Duration = Duration::from_secs(1);
 /// How long a killed server stays away.
 const AWAY: Duration = Duration::from_secs(3);
 /// How long opening a stream may take: the keys may have to be fetched.
@@ -169,7 +169,8 @@ pub async fn run(plan: &Plan) -> Result<(), Failure> {
                 // Who can't send finds no receiver: all callers have failed, and said so.
                 let _ = wanted.send(Instant::now());
             }
-            _ = mishap.tick() => {
+            // The last one has time to be gone through.
+            _ = mishap.tick(), if begun.elapsed() + plan.mishaps / 6 < plan.time => {
                 let victim = mishaps % servers.len();
                 let killing = Instant::now();
                 if let Some(server) = servers[victim].take() {
