@@ -173,10 +173,14 @@ pub async fn run(plan: &Plan) -> Result<(), Failure> {
             _ = mishap.tick(), if begun.elapsed() + plan.mishaps / 6 < plan.time => {
                 let victim = mishaps % servers.len();
                 let killing = Instant::now();
+                // Noted before it dies: whoever meets it dying meets it before it is dead.
+                lock(&day.kills).push((killing, killing + AWAY));
                 if let Some(server) = servers[victim].take() {
                     server.stop().await;
                 }
-                lock(&day.kills).push((killing, Instant::now() + HEARD));
+                if let Some((_, heard)) = lock(&day.kills).last_mut() {
+                    *heard = Instant::now() + HEARD;
+                }
                 away = Some((victim, Instant::now() + AWAY));
                 // The key that signed until now stays published until the next change.
                 day.issuer.withdraw_old_keys();
