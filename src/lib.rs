@@ -17,6 +17,7 @@
 //! | rate and concurrency | [`limit`] | whether this caller has more of the gate than their share |
 //! | principal × route × call | [`policy`] | a [`policy::Permit`], or a refusal; nothing below runs without one |
 //! | permit to credential | [`credential`] | the one credential that leaves |
+//! | another era or transport | [`bridge`] | how a caller and a server that don't speak alike meet |
 //! | balance, dial, send | [`upstream`] | which server answers |
 //! | reply to caller | [`reply`] | what of the answer the caller may see |
 //!
@@ -25,6 +26,7 @@
 
 pub mod admin;
 pub mod authn;
+pub mod bridge;
 pub mod call;
 pub mod cli;
 pub mod clock;

@@ -316,6 +316,7 @@ pub struct Upstream {
     /// At least one; absolute http or https.
     pub urls: Vec<Url>,
     pub transport: Transport,
+    pub era: UpstreamEra,
     pub balance: Balance,
     pub health: Option<Health>,
     /// PEM bundle trusted instead of the system's roots.
@@ -336,6 +337,17 @@ pub enum Transport {
     Auto,
     StreamableHttp,
     Sse,
+}
+
+/// Which revisions the servers behind a route speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamEra {
+    /// Found out by asking.
+    Auto,
+    /// 2026-07-28 and later, and nothing before.
+    Modern,
+    /// Up to 2025-11-25.
+    Legacy,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

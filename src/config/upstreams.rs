@@ -7,12 +7,13 @@ use url::Url;
 
 use super::raw::Section;
 use super::values::{credential_header, forwarded, header_value, oauth_url, path, upstream_url, values};
-use super::{Balance, ClientAuth, Credential, Exchange, Health, HealthCheck, Transport, Upstream};
+use super::{Balance, ClientAuth, Credential, Exchange, Health, HealthCheck, Transport, Upstream, UpstreamEra};
 
 pub(super) fn upstream_defaults(urls: Vec<Url>) -> Upstream {
     Upstream {
         urls,
         transport: Transport::Auto,
+        era: UpstreamEra::Auto,
         balance: Balance::RoundRobin,
         health: None,
         ca: None,
@@ -48,6 +49,22 @@ pub(super) fn upstream_section(section: &Section<'_>, directory: &Path) -> Optio
             ("sse", Transport::Sse),
         ],
     );
+    let era = section.choice(
+        "era",
+        "Default auto: found out by asking; modern speaks 2026-07-28 and nothing before, legacy nothing after 2025-11-25.",
+        &[
+            ("auto", UpstreamEra::Auto),
+            ("modern", UpstreamEra::Modern),
+            ("legacy", UpstreamEra::Legacy),
+        ],
+    );
+    if transport == Some(Transport::Sse) && era == Some(UpstreamEra::Modern) {
+        section.error_at(
+            "era",
+            "HTTP+SSE ended with revision 2024-11-05",
+            "drop era, or use transport: streamable-http",
+        );
+    }
     let balance = section.choice(
         "balance",
         "Default round_robin; sticky keeps a caller on one server.",
@@ -107,6 +124,7 @@ pub(super) fn upstream_section(section: &Section<'_>, directory: &Path) -> Optio
     );
     let upstream = Upstream {
         transport: transport.unwrap_or(defaults.transport),
+        era: era.unwrap_or(defaults.era),
         balance: balance.unwrap_or(defaults.balance),
         health: health.flatten(),
         ca,

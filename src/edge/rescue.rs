@@ -233,7 +233,9 @@ fn failure(rejection: &Rejection, journey: &Journey) -> Failure {
         Rejection::Mirror(MirrorError::Unusable) => plain(S::BAD_GATEWAY, codes::BAD_GATEWAY),
         Rejection::Credential(_) | Rejection::CredentialRefused => plain(S::BAD_GATEWAY, codes::CREDENTIAL),
         Rejection::Upstream(UpstreamError::UnknownEndpoint) => plain(S::NOT_FOUND, 40_400),
-        Rejection::Upstream(UpstreamError::Unavailable { .. } | UpstreamError::NoneHealthy) => Failure {
+        Rejection::Upstream(
+            UpstreamError::Unavailable { .. } | UpstreamError::NoneHealthy | UpstreamError::Busy { .. },
+        ) => Failure {
             retry_after: Some(1),
             ..plain(S::SERVICE_UNAVAILABLE, codes::UNAVAILABLE)
         },

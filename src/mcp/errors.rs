@@ -14,6 +14,14 @@ pub mod codes {
     pub const INVALID_REQUEST: i64 = -32_600;
     /// JSON-RPC: not this method's parameters.
     pub const INVALID_PARAMS: i64 = -32_602;
+    /// JSON-RPC: no such method.
+    pub const METHOD_NOT_FOUND: i64 = -32_601;
+    /// JSON-RPC: something broke.
+    pub const INTERNAL_ERROR: i64 = -32_603;
+    /// MCP `MissingRequiredClientCapability`.
+    pub const MISSING_CAPABILITY: i64 = -32_021;
+    /// MCP `UnsupportedProtocolVersion`.
+    pub const UNSUPPORTED_VERSION: i64 = -32_022;
     /// MCP `HeaderMismatch`.
     pub const HEADER_MISMATCH: i64 = -32_020;
     /// A role or a rule refuses.

@@ -34,6 +34,12 @@ impl Event {
         self.name.as_deref()
     }
 
+    /// The last value of a field that neither [`data`](Self::data) nor [`name`](Self::name) tells: `id` or `retry`.
+    pub fn last(&self, name: &[u8]) -> Option<&[u8]> {
+        let lines = lines(&self.raw[self.text..]).map(field);
+        lines.filter(|(found, _)| *found == name).map(|(_, value)| value).last()
+    }
+
     /// The exact bytes, the blank line included.
     pub fn into_raw(self) -> Bytes {
         self.raw

@@ -198,7 +198,7 @@ impl Shared {
             });
             return Ok(Response::from_parts(parts, body));
         }
-        let is_json = is_media(sent.response.headers(), "application/json");
+        let is_json = is_json(sent.response.headers());
         let (mut parts, upstream) = self.head(call, sent)?;
         if !expects_answer || !is_json {
             if status.is_success() && !is_json && !upstream.is_end_stream() && expects_answer {
@@ -410,15 +410,20 @@ pub(super) fn stream_headers(headers: &mut HeaderMap) {
 }
 
 /// Whether a reply is `text/event-stream`.
-pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
+pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
     is_media(headers, "text/event-stream")
 }
 
-pub(super) fn is_encoded(headers: &HeaderMap) -> bool {
+pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
     headers
         .get_all(CONTENT_ENCODING)
         .iter()
         .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+}
+
+/// Whether a reply is `application/json`.
+pub(crate) fn is_json(headers: &HeaderMap) -> bool {
+    is_media(headers, "application/json")
 }
 
 fn is_media(headers: &HeaderMap, media: &str) -> bool {

@@ -18,3 +18,4 @@ mod tap;
 
 pub use ending::{AuditCheck, Audited, Ending, count, line};
 pub use forward::{Forward, Shared};
+pub(crate) use forward::{is_encoded, is_event_stream, is_json};

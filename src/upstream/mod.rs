@@ -116,8 +116,10 @@ pub struct Sent {
 }
 
 /// Why no answer came back. Texts name the endpoint, never the request.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum UpstreamError {
+    #[error("the upstream {endpoint} has as much of this caller's to do as it may; try again in a second")]
+    Busy { endpoint: Arc<str> },
     #[error("the upstream {endpoint} can't be reached; see /status on the admin port")]
     Unavailable { endpoint: Arc<str> },
     #[error("no endpoint of this route's upstream is healthy; see /status on the admin port")]

@@ -1,0 +1,117 @@
+//! Any client to any server: callers of one era and transport on a server of another.
+//!
+//! Whoever speaks what the server speaks over HTTP is forwarded byte for byte, and never comes here ([`crate::reply`]).
+//! All others meet the server over a [`Peer`]: a connection of the gateway's own, over which calls, their notifications and
+//! the server's questions travel. What comes back passes the same filters, counts and audit as everything else.
+//!
+//! | caller | server | how |
+//! |---|---|---|
+//! | modern | legacy: Streamable HTTP, HTTP+SSE, stdio | `modern`: a session that the person's requests share (`peers`) |
+//! | modern | modern, over stdio | `modern`: one process for all that it may serve |
+//! | legacy, by either transport | legacy, over another transport | `legacy`: a session of the caller's on a connection of its own |
+//! | legacy, by either transport | modern | `legacy`: the same, `input_required` asked of the caller |
+
+pub mod era;
+pub mod link;
+pub mod message;
+pub mod opening;
+pub mod peer;
+pub mod peers;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::config;
+use crate::edge::Rejection;
+use crate::upstream::Upstream;
+use era::Nature;
+use opening::{Opened, Opener};
+use peer::{Funds, Peer};
+use peers::{Key, Peers};
+
+/// How often idle connections are looked for.
+const TENDING: Duration = Duration::from_secs(30);
+/// How long a connection that nobody needs is kept.
+const IDLE: Duration = Duration::from_secs(10 * 60);
+
+/// What one route keeps of its server, and of callers that don't speak as it does.
+pub struct Bridge {
+    upstream: Arc<Upstream>,
+    idle_timeout: Duration,
+    kept: Arc<Kept>,
+}
+
+/// What outlives a reload that leaves the server and its credential as they were.
+struct Kept {
+    nature: Nature,
+    peers: Peers,
+}
+
+impl Bridge {
+    /// A bridge to a server that nothing is known of yet but its configuration.
+    pub fn new(config: &config::Upstream, upstream: Arc<Upstream>) -> Self {
+        Self {
+            upstream,
+            idle_timeout: config.idle_timeout,
+            kept: Arc::new(Kept {
+                nature: Nature::of(config),
+                peers: Peers::default(),
+            }),
+        }
+    }
+
+    /// The same bridge after a reload: sessions go on.
+    pub fn carried_on(&self, upstream: Arc<Upstream>) -> Self {
+        Self {
+            upstream,
+            idle_timeout: self.idle_timeout,
+            kept: self.kept.clone(),
+        }
+    }
+
+    /// What is known of the server.
+    pub fn nature(&self) -> &Nature {
+        &self.kept.nature
+    }
+
+    /// Opens connections with these funds.
+    pub fn opener<'a>(&'a self, funds: &'a Funds) -> Opener<'a> {
+        Opener {
+            upstream: &self.upstream,
+            nature: &self.kept.nature,
+            funds,
+            idle_timeout: self.idle_timeout,
+        }
+    }
+
+    /// The connection to a legacy server that one person's modern requests share; `initialize` are the raw parameters that
+    /// it is opened with, if it has to be.
+    ///
+    /// # Errors
+    /// When it can't be opened, or the person has too many at work.
+    pub async fn shared(&self, key: &Key, initialize: &Bytes, funds: &Funds) -> Result<Arc<Peer>, Rejection> {
+        let name: Arc<str> = "".into();
+        let open = async || {
+            let Opened { peer, .. } = self.opener(funds).initialize(initialize).await?;
+            Ok(peer)
+        };
+        self.kept.peers.get(key, &name, open).await
+    }
+
+    /// Ends what nobody needs, for as long as it is polled.
+    pub async fn tend_forever(&self) {
+        let mut ticks = tokio::time::interval(TENDING);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.kept.peers.end_idle(IDLE);
+        }
+    }
+
+    /// Ends all connections, and waits until the servers know.
+    pub async fn close(&self) {
+        self.kept.peers.close().await;
+    }
+}

@@ -1,0 +1,692 @@
+//! One connection to a server over which both sides speak: calls, their notifications, and what the server asks.
+//!
+//! 1. A peer gives every request an id of its own, and a progress token of its own where the caller wants progress; the
+//!    caller's token is put back. So any number of callers share a connection without knowing of each other.
+//! 2. What belongs to a call comes out of its [`Exchange`]; what belongs to none goes to whoever listens. Progress and
+//!    logs are dropped when nobody takes them off a full queue; answers and questions never are.
+//! 3. What a server asks in the middle of a call is the call's; where the connection doesn't tell of which, it is the
+//!    latest's that can be asked: all calls of a connection are one caller's. A question nobody takes, or whose taker
+//!    goes away, is answered with an error: no server waits for ever.
+//! 4. Dropping an exchange cancels: the server is told (`notifications/cancelled`), or its stream is closed.
+//! 5. A connection that ends takes its calls with it; each of them learns why.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::link::{Events, Link, Posted, Source};
+use super::message::{self, Answered, Incoming, RpcError, at, replaced};
+use crate::credential::OutboundCredential;
+use crate::edge::Rejection;
+use crate::mcp::{Id, codes};
+use crate::policy::Permit;
+use crate::upstream::UpstreamError;
+
+/// What may wait for one call to be taken up.
+const QUEUED: usize = 256;
+/// Calls that one connection may carry at once.
+const MAX_CALLS: usize = 1024;
+/// How long a server may take to hear of a cancellation, an answer or the end.
+const PARTING: Duration = Duration::from_secs(5);
+/// The progress token within parameters.
+const TOKEN: [&str; 2] = ["_meta", "progressToken"];
+
+/// Which of the protocol's shapes a server speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerEra {
+    /// 2026-07-28 and later.
+    Modern,
+    /// Up to 2025-11-25.
+    Legacy,
+}
+
+/// What a server says of itself: by `initialize`, or by `server/discover`.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The protocol version spoken with it.
+    pub version: Box<str>,
+    /// Raw JSON object.
+    pub capabilities: Bytes,
+    /// Raw JSON object.
+    pub server_info: Option<Bytes>,
+    pub instructions: Option<Box<str>>,
+}
+
+/// By what right, and with which credential, something is sent. Has no `Debug`: it holds a secret.
+#[derive(Clone)]
+pub struct Funds {
+    pub permit: Permit,
+    pub credential: OutboundCredential,
+    /// Headers of the caller's that the route forwards, allow-listed.
+    pub forwarded: HeaderMap,
+}
+
+/// A request for the server.
+#[derive(Clone)]
+pub struct Ask {
+    pub method: Box<str>,
+    /// Raw JSON object, in the server's era.
+    pub params: Bytes,
+    pub funds: Funds,
+    /// `Mcp-Name` and `Mcp-Param-*` for a modern server over HTTP.
+    pub headers: HeaderMap,
+    /// Whether its caller can be asked something before it is answered.
+    pub takes_questions: bool,
+}
+
+/// Something that happens in the course of a call.
+#[derive(Debug)]
+pub enum Event {
+    /// Progress has the caller's token.
+    Notification(Told),
+    /// The server asks its client.
+    Request(Asked),
+    /// The end of it.
+    Answer(Answered),
+}
+
+/// A notification.
+#[derive(Clone, Debug)]
+pub struct Told {
+    pub method: Box<str>,
+    /// Raw JSON object.
+    pub params: Bytes,
+}
+
+/// Why a call has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Lost {
+    /// The server has forgotten the session; nothing was done.
+    #[error("the upstream's session has ended")]
+    Session,
+    /// It was refused with an error of JSON-RPC.
+    #[error("the upstream refused: {error}")]
+    Refused { status: StatusCode, error: RpcError },
+    /// It was refused with a status that nothing explains.
+    #[error("the upstream answered {0}")]
+    Status(StatusCode),
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+}
+
+impl From<UpstreamError> for Lost {
+    fn from(error: UpstreamError) -> Self {
+        Self::Rejected(error.into())
+    }
+}
+
+impl From<Lost> for Rejection {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::Session => Self::UnknownSession,
+            Lost::Refused { .. } => Self::UpstreamNonsense("it refused what the gateway has to send before a call"),
+            Lost::Status(_) => Self::UpstreamNonsense("its status is an error that nothing explains"),
+            Lost::Rejected(rejection) => rejection,
+        }
+    }
+}
+
+/// One connection.
+pub struct Peer {
+    era: ServerEra,
+    link: Link,
+    facts: OnceLock<Facts>,
+    state: Mutex<State>,
+    ids: AtomicU64,
+    told: broadcast::Sender<Told>,
+    /// The latest, for what is sent on nobody's behalf: answers, cancellations, the end.
+    funds: Mutex<Funds>,
+    /// Silence within a call that is put up with.
+    idle_timeout: Duration,
+    ended: CancellationToken,
+    reader: OnceLock<AbortHandle>,
+}
+
+struct State {
+    calls: HashMap<u64, InFlight>,
+    /// Takes what the server asks outside of any call.
+    questions: Option<mpsc::Sender<Asked>>,
+    used: Instant,
+    listeners: usize,
+}
+
+struct InFlight {
+    events: mpsc::Sender<Event>,
+    answer: oneshot::Sender<Result<Answered, Lost>>,
+    token: Option<Bytes>,
+    takes_questions: bool,
+}
+
+/// A call on its way; dropped before its answer, it is cancelled.
+pub struct Exchange {
+    peer: Arc<Peer>,
+    id: u64,
+    events: mpsc::Receiver<Event>,
+    answer: oneshot::Receiver<Result<Answered, Lost>>,
+    sending: AbortHandle,
+    done: bool,
+}
+
+/// Hears the notifications that belong to no call.
+pub struct Listener {
+    peer: Arc<Peer>,
+    told: broadcast::Receiver<Told>,
+}
+
+/// A server's question; dropped, it is answered with an error.
+pub struct Asked {
+    pub method: Box<str>,
+    /// Raw JSON object.
+    pub params: Bytes,
+    id: Id,
+    peer: Weak<Peer>,
+    answered: bool,
+}
+
+impl Peer {
+    /// A connection over a link; `source` is what comes over it, where that isn't the replies to what is sent.
+    pub fn new(era: ServerEra, link: Link, source: Option<Source>, funds: Funds, idle_timeout: Duration) -> Arc<Self> {
+        let peer = Arc::new(Self {
+            era,
+            link,
+            facts: OnceLock::new(),
+            state: Mutex::new(State {
+                calls: HashMap::new(),
+                questions: None,
+                used: Instant::now(),
+                listeners: 0,
+            }),
+            // From 1: some servers take 0 for no id.
+            ids: AtomicU64::new(1),
+            told: broadcast::channel(QUEUED).0,
+            funds: Mutex::new(funds),
+            idle_timeout,
+            ended: CancellationToken::new(),
+            reader: OnceLock::new(),
+        });
+        if let Some(source) = source {
+            let reading = tokio::spawn(read(Arc::downgrade(&peer), source));
+            let _ = peer.reader.set(reading.abort_handle());
+        }
+        peer
+    }
+
+    /// Which era the server speaks here.
+    pub fn era(&self) -> ServerEra {
+        self.era
+    }
+
+    /// What the server said of itself.
+    pub fn facts(&self) -> &Facts {
+        self.facts.get().expect("a peer is handed out once it is open")
+    }
+
+    /// Notes what the server said of itself; the first time counts.
+    pub(super) fn introduce(&self, facts: Facts) {
+        self.link.speak(&facts.version);
+        let _ = self.facts.set(facts);
+    }
+
+    /// Fires when the connection has ended.
+    pub fn ended(&self) -> CancellationToken {
+        self.ended.clone()
+    }
+
+    /// The server's name, for the audit.
+    pub fn name(&self) -> Arc<str> {
+        self.link.name()
+    }
+
+    /// Whether nobody needs it: no call, no listener, since that instant.
+    pub fn idle_since(&self) -> Option<Instant> {
+        let state = self.state();
+        (state.calls.is_empty() && state.listeners == 0).then_some(state.used)
+    }
+
+    /// Sends a request.
+    pub fn request(self: &Arc<Self>, ask: Ask) -> Exchange {
+        let id = self.ids.fetch_add(1, Ordering::Relaxed);
+        let (events, receiver) = mpsc::channel(QUEUED);
+        let (answer, answered) = oneshot::channel();
+        let token = at(&ask.params, &TOKEN).filter(|token| &token[..] != b"null");
+        let params = match &token {
+            Some(_) => replaced(&ask.params, &TOKEN, id.to_string().as_bytes()),
+            None => ask.params,
+        };
+        let body = message::request(&Id(id.to_string().into()), &ask.method, &params);
+        let call = InFlight {
+            events,
+            answer,
+            token,
+            takes_questions: ask.takes_questions,
+        };
+        *self.funds.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = ask.funds.clone();
+        let introduces = self.facts.get().is_none();
+        let refused = self.take_up(id, call);
+        let peer = self.clone();
+        let sending = tokio::spawn(async move {
+            if refused {
+                return;
+            }
+            let sending = peer.link.post(body, &ask.funds, &ask.method, &ask.headers);
+            match sending.await {
+                Ok(Posted::Taken) => {}
+                Ok(Posted::Reply(source)) => peer.reply(id, *source, &ask.funds).await,
+                // A refusal in the protocol's own words is an answer.
+                Err(Lost::Refused { error, .. }) if !introduces => peer.settle(id, Ok(Err(error))),
+                Err(lost) => peer.lose(id, lost),
+            }
+        });
+        Exchange {
+            peer: self.clone(),
+            id,
+            events: receiver,
+            answer: answered,
+            sending: sending.abort_handle(),
+            done: false,
+        }
+    }
+
+    /// Sends a notification.
+    ///
+    /// # Errors
+    /// When the server doesn't take it.
+    pub async fn notify(&self, method: &str, params: &[u8], funds: &Funds) -> Result<(), Lost> {
+        let body = message::notification(method, params);
+        self.link.post(body, funds, method, &HeaderMap::new()).await.map(|_| ())
+    }
+
+    /// Hears from now on what belongs to no call. A legacy server over Streamable HTTP is asked for its standing stream.
+    pub fn listen(self: &Arc<Self>) -> Listener {
+        self.state().listeners += 1;
+        if self.era == ServerEra::Legacy {
+            self.link.stand(self);
+        }
+        Listener {
+            peer: self.clone(),
+            told: self.told.subscribe(),
+        }
+    }
+
+    /// Takes from now on what the server asks outside of any call; one taker a peer.
+    pub fn questions(&self) -> mpsc::Receiver<Asked> {
+        let (sender, receiver) = mpsc::channel(QUEUED);
+        self.state().questions = Some(sender);
+        receiver
+    }
+
+    /// Ends the connection in good order: the server is told.
+    pub async fn close(&self) {
+        let funds = self.latest_funds();
+        let _ = tokio::time::timeout(PARTING, self.link.close(&funds)).await;
+        self.end(&UpstreamError::Protocol { endpoint: self.name() });
+    }
+
+    /// The version that the link's headers name.
+    pub(super) fn speak(&self, version: &str) {
+        self.link.speak(version);
+    }
+
+    /// The standing stream of a server that has one.
+    pub(super) async fn open_standing(&self, last: Option<&HeaderValue>) -> Result<Option<Events>, Lost> {
+        match &self.link {
+            Link::Http(link) => link.open_standing(&self.latest_funds(), last).await,
+            Link::Sse(_) => Ok(None),
+        }
+    }
+
+    /// What was sent last is what may be sent on nobody's behalf.
+    pub(super) fn latest_funds(&self) -> Funds {
+        self.funds
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Whether there was no place.
+    fn take_up(&self, id: u64, call: InFlight) -> bool {
+        let mut state = self.state();
+        state.used = Instant::now();
+        if self.ended.is_cancelled() {
+            let _ = call.answer.send(Err(Lost::Session));
+            return true;
+        }
+        if state.calls.len() >= MAX_CALLS {
+            let busy = UpstreamError::Busy { endpoint: self.name() };
+            let _ = call.answer.send(Err(busy.into()));
+            return true;
+        }
+        state.calls.insert(id, call);
+        false
+    }
+
+    /// Reads the reply to one request: its answer, and what comes before it.
+    async fn reply(self: &Arc<Self>, id: u64, mut source: Source, funds: &Funds) {
+        loop {
+            match source.next().await {
+                Ok(Some(bytes)) => {
+                    if let Err(rejection) = self.hear(&bytes, Some(id)).await {
+                        return self.lose(id, rejection.into());
+                    }
+                }
+                Ok(None) | Err(_) if !self.waits(id) => return,
+                // A server may end a stream before its answer, and go on with it later (MCP 2025-11-25, "Resumability").
+                Ok(None) | Err(_) => match self.link.resume(&mut source, funds).await {
+                    Ok(()) => {}
+                    Err(lost) => return self.lose(id, lost),
+                },
+            }
+            if !self.waits(id) {
+                return;
+            }
+        }
+    }
+
+    /// Takes what came over the link; `origin` is the call whose reply it came in.
+    pub(super) async fn hear(self: &Arc<Self>, bytes: &Bytes, origin: Option<u64>) -> Result<(), Rejection> {
+        let incoming =
+            Incoming::read(bytes).map_err(|_| Rejection::UpstreamNonsense("a message of it is not JSON-RPC"))?;
+        for message in incoming {
+            match message {
+                Incoming::Answer { id, outcome } => {
+                    let own = id.as_ref().and_then(|id| std::str::from_utf8(&id.0).ok()?.parse().ok());
+                    // An error may come without the id that its request had.
+                    if let Some(id) = own.or_else(|| origin.filter(|_| id.is_none())) {
+                        self.settle(id, Ok(outcome));
+                    }
+                }
+                Incoming::Notification { method, params } => self.notified(Told { method, params }, origin).await,
+                Incoming::Request { id, method, params } => self.asked(id, method, params, origin),
+            }
+        }
+        Ok(())
+    }
+
+    async fn notified(&self, mut told: Told, origin: Option<u64>) {
+        let call = if &*told.method == "notifications/progress" {
+            let token = at(&told.params, &["progressToken"]);
+            token.and_then(|token| std::str::from_utf8(&token).ok()?.parse().ok())
+        } else {
+            origin
+        };
+        let Some(call) = call else {
+            let _ = self.told.send(told);
+            return;
+        };
+        let events = {
+            let state = self.state();
+            let Some(in_flight) = state.calls.get(&call) else {
+                return;
+            };
+            if &*told.method == "notifications/progress" {
+                // Nobody asked for it.
+                let Some(token) = &in_flight.token else { return };
+                told.params = replaced(&told.params, &["progressToken"], token);
+            }
+            in_flight.events.clone()
+        };
+        let event = Event::Notification(told);
+        if origin.is_some() {
+            // The call's own stream: who reads slowly slows down nobody else.
+            let _ = events.send(event).await;
+        } else {
+            let _ = events.try_send(event);
+        }
+    }
+
+    fn asked(self: &Arc<Self>, id: Id, method: Box<str>, params: Bytes, origin: Option<u64>) {
+        let asked = Asked {
+            method,
+            params,
+            id,
+            peer: Arc::downgrade(self),
+            answered: false,
+        };
+        if &*asked.method == "ping" {
+            asked.reply_later(Ok(Bytes::from_static(b"{}")));
+            return;
+        }
+        if self.era == ServerEra::Modern {
+            // MCP 2026-07-28, "stdio": the server writes no requests.
+            asked.reply_later(Err(RpcError::new(
+                codes::METHOD_NOT_FOUND,
+                "this revision has no requests by servers",
+            )));
+            return;
+        }
+        let state = self.state();
+        let call = origin
+            .and_then(|id| state.calls.get(&id))
+            .or_else(|| {
+                let open = state.calls.iter().filter(|(_, call)| call.takes_questions);
+                open.max_by_key(|(id, _)| **id).map(|(_, call)| call)
+            })
+            .filter(|call| call.takes_questions);
+        let refused = match (call, &state.questions) {
+            (Some(call), _) => match call.events.try_send(Event::Request(asked)) {
+                Err(
+                    mpsc::error::TrySendError::Full(Event::Request(asked))
+                    | mpsc::error::TrySendError::Closed(Event::Request(asked)),
+                ) => Some(asked),
+                _ => None,
+            },
+            (None, Some(questions)) => questions.try_send(asked).err().map(|error| match error {
+                mpsc::error::TrySendError::Full(asked) | mpsc::error::TrySendError::Closed(asked) => asked,
+            }),
+            (None, None) => Some(asked),
+        };
+        drop(state);
+        if let Some(asked) = refused {
+            asked.reply_later(Err(RpcError::new(
+                codes::METHOD_NOT_FOUND,
+                "no client is there to be asked; ask within a call of one that can be",
+            )));
+        }
+    }
+
+    fn waits(&self, id: u64) -> bool {
+        self.state().calls.contains_key(&id)
+    }
+
+    fn settle(&self, id: u64, outcome: Result<Answered, Lost>) {
+        let call = {
+            let mut state = self.state();
+            state.used = Instant::now();
+            state.calls.remove(&id)
+        };
+        if let Some(call) = call {
+            let _ = call.answer.send(outcome);
+        }
+    }
+
+    fn lose(&self, id: u64, lost: Lost) {
+        if matches!(lost, Lost::Session) {
+            // The session is everybody's: none of its calls will be answered.
+            self.ended.cancel();
+        }
+        self.settle(id, Err(lost));
+    }
+
+    /// The connection is over: so are its calls.
+    fn end(&self, error: &UpstreamError) {
+        self.ended.cancel();
+        let calls = std::mem::take(&mut self.state().calls);
+        for (_, call) in calls {
+            let _ = call.answer.send(Err(error.clone().into()));
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.ended.cancel();
+        if let Some(reader) = self.reader.get() {
+            reader.abort();
+        }
+    }
+}
+
+/// Reads what comes over a link for as long as there is somebody to hear it.
+async fn read(peer: Weak<Peer>, mut source: Source) {
+    loop {
+        let next = source.next().await;
+        let Some(peer) = peer.upgrade() else { return };
+        let error = match next {
+            Ok(Some(bytes)) => match peer.hear(&bytes, None).await {
+                Ok(()) => continue,
+                Err(rejection) => {
+                    tracing::warn!(endpoint = &*peer.name(), error = %rejection, "the upstream's connection is closed");
+                    UpstreamError::Protocol { endpoint: peer.name() }
+                }
+            },
+            Ok(None) => UpstreamError::Protocol { endpoint: peer.name() },
+            Err(error) => error,
+        };
+        peer.end(&error);
+        return;
+    }
+}
+
+impl Exchange {
+    /// The connection it goes over.
+    pub fn peer(&self) -> &Arc<Peer> {
+        &self.peer
+    }
+
+    /// What happens next; nothing does after the answer.
+    ///
+    /// # Errors
+    /// When there will be no answer.
+    pub async fn next(&mut self) -> Result<Event, Lost> {
+        let silence = tokio::time::sleep(self.peer.idle_timeout);
+        tokio::select! {
+            biased;
+            // What came before the answer is in the queue before the answer is there.
+            Some(event) = self.events.recv() => Ok(event),
+            answer = &mut self.answer, if !self.done => {
+                self.done = true;
+                match answer {
+                    Ok(answer) => answer.map(Event::Answer),
+                    Err(_) => Err(UpstreamError::Protocol { endpoint: self.peer.name() }.into()),
+                }
+            }
+            () = silence => {
+                let after = self.peer.idle_timeout;
+                Err(UpstreamError::Timeout { endpoint: self.peer.name(), after }.into())
+            }
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let waited = self.peer.state().calls.remove(&self.id).is_some();
+        self.sending.abort();
+        if !waited || !self.peer.link.is_told_of_cancellation() {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let (peer, id) = (self.peer.clone(), self.id);
+        runtime.spawn(async move {
+            let params = format!("{{\"requestId\":{id},\"reason\":\"the client went away\"}}");
+            let funds = peer.latest_funds();
+            let telling = peer.notify("notifications/cancelled", params.as_bytes(), &funds);
+            let _ = tokio::time::timeout(PARTING, telling).await;
+        });
+    }
+}
+
+impl Listener {
+    /// The next notification; `None` when the connection has ended. Notifications that were not taken in time are left out.
+    pub async fn next(&mut self) -> Option<Told> {
+        loop {
+            tokio::select! {
+                biased;
+                told = self.told.recv() => match told {
+                    Ok(told) => return Some(told),
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return None,
+                },
+                () = self.peer.ended.cancelled() => return None,
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let mut state = self.peer.state();
+        state.listeners -= 1;
+        state.used = Instant::now();
+    }
+}
+
+impl Asked {
+    /// Answers.
+    ///
+    /// # Errors
+    /// When the server can't be told.
+    pub async fn answer(mut self, outcome: Answered) -> Result<(), Lost> {
+        self.answered = true;
+        let Some(peer) = self.peer.upgrade() else {
+            return Err(Lost::Session);
+        };
+        let body = message::answer(&self.id, &outcome);
+        let funds = peer.latest_funds();
+        peer.link.post(body, &funds, "", &HeaderMap::new()).await.map(|_| ())
+    }
+
+    fn reply_later(mut self, outcome: Answered) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        self.answered = true;
+        let asked = Self {
+            method: std::mem::take(&mut self.method),
+            params: self.params.clone(),
+            id: self.id.clone(),
+            peer: self.peer.clone(),
+            answered: true,
+        };
+        runtime.spawn(async move {
+            let _ = tokio::time::timeout(PARTING, asked.answer(outcome)).await;
+        });
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if !self.answered {
+            let asked = Self {
+                method: std::mem::take(&mut self.method),
+                params: Bytes::new(),
+                id: self.id.clone(),
+                peer: self.peer.clone(),
+                answered: true,
+            };
+            asked.reply_later(Err(RpcError::new(codes::INTERNAL_ERROR, "the client went away")));
+        }
+    }
+}
+
+impl std::fmt::Debug for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Asked")
+            .field("method", &self.method)
+            .finish_non_exhaustive()
+    }
+}
