@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 
 use super::{Endpoint, Outbound, Sent, Upstream, UpstreamError, UpstreamEvent};
 use crate::authn::Principal;
-use crate::config::{self, Balance, Transport};
+use crate::config::{self, Balance, Transport, UpstreamEra};
 use crate::credential::OutboundCredential;
 use crate::policy::{Permit, RoutePolicy};
 
@@ -22,6 +22,7 @@ pub fn config(urls: &[String]) -> config::Upstream {
     config::Upstream {
         urls: urls.iter().map(|url| url.parse().expect("a URL")).collect(),
         transport: Transport::Auto,
+        era: UpstreamEra::Auto,
         balance: Balance::RoundRobin,
         health: None,
         ca: None,
