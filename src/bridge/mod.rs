@@ -17,6 +17,10 @@ pub mod message;
 pub mod opening;
 pub mod peer;
 pub mod peers;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -12,7 +12,7 @@ mod balance;
 mod body;
 mod dial;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
