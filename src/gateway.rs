@@ -8,11 +8,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use futures_util::future::join_all;
 use rustls::ServerConfig;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{Admin, AdminState, ConfigStatus, EndpointStatus, IdentityStatus, RouteStatus, StatusReport};
+use crate::admin::{
+    Admin, AdminState, ConfigStatus, EndpointStatus, IdentityStatus, ProcessesStatus, RouteStatus, StatusReport,
+};
 use crate::authn::Authenticator;
 use crate::clock::{Clock, UnixSeconds};
 use crate::config::Config;
@@ -172,6 +175,10 @@ impl Running {
     pub async fn shutdown(mut self) {
         self.control.lasting.closing.cancel();
         let _ = (&mut self.serving).await;
+        // Nobody calls any more: what is left of the servers that are commands has nothing to do.
+        let generation = self.control.current.load_full();
+        let processes = generation.routes.iter().filter_map(|route| route.upstream.processes());
+        join_all(processes.map(|processes| processes.close())).await;
         self.background.shutdown().await;
         self.control.lasting.audit.flush().await;
     }
@@ -316,5 +323,13 @@ fn route_status(route: &Route, authenticator: &Authenticator) -> RouteStatus {
                 last_error: endpoint.last_error,
             })
             .collect(),
+        processes: route.upstream.processes().map(|processes| {
+            let state = processes.state();
+            ProcessesStatus {
+                running: state.running,
+                most: state.most,
+                died: state.died,
+            }
+        }),
     }
 }

@@ -3,7 +3,8 @@
 //! 1. A reload makes another generation and puts it in the first one's place, whole: a request is served by one
 //!    configuration from its beginning to its end.
 //! 2. Connections, sessions, metrics and the audit log outlive generations; so do the issuers' keys and metadata, where the
-//!    same issuer is asked for them in the same way. Pools, caches and balancers are made anew.
+//!    same issuer is asked for them in the same way, and a route's processes where its command is the same. Pools, caches and
+//!    balancers are made anew.
 //! 3. What an old generation still carries it carries to the end; its background tasks end with it.
 
 use std::convert::Infallible;
@@ -98,7 +99,8 @@ impl Generation {
             authenticator.inherit(&before.authenticator);
             mirrors.inherit(&before.mirrors);
         }
-        let routes = routes(config, &url, metrics, limits, clock)?;
+        let served = before.map_or(&[][..], |before| &before.routes);
+        let routes = routes(config, &url, metrics, limits, clock, served)?;
         let front = stack(Parts {
             metrics: metrics.clone(),
             audit: audit.clone(),
@@ -201,6 +203,7 @@ pub(crate) fn routes(
     metrics: &Arc<Metrics>,
     limits: &Limits,
     clock: &Clock,
+    before: &[Arc<Route>],
 ) -> Result<Vec<Arc<Route>>, StartError> {
     config
         .routes
@@ -208,7 +211,9 @@ pub(crate) fn routes(
         .map(|route| {
             let place = |key: &str| format!("routes.{}.{key}", route.name);
             let counters = metrics.route(&route.name);
-            let upstream = Upstream::new(&route.upstream, upstream_events(counters.clone()))
+            let served = before.iter().find(|before| before.name() == &*route.name);
+            let served = served.map(|before| &*before.upstream);
+            let upstream = Upstream::new(&route.name, &route.upstream, served, upstream_events(counters.clone()))
                 .map_err(|error| StartError::at(&place("upstream"), error))?;
             let credential = CredentialSource::new(&route.name, &route.credential, clock.clone(), metrics)
                 .map_err(|error| StartError::at(&place("credential"), error))?;

@@ -26,7 +26,7 @@ use crate::config;
 use crate::secret::Secret;
 use crate::telemetry::Metrics;
 
-pub use status::{ConfigStatus, EndpointStatus, IdentityStatus, RouteStatus, StatusReport};
+pub use status::{ConfigStatus, EndpointStatus, IdentityStatus, ProcessesStatus, RouteStatus, StatusReport};
 
 const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);

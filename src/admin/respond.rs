@@ -139,6 +139,7 @@ mod tests {
             uptime: 3,
             config: ConfigStatus::default(),
             routes: vec![RouteStatus {
+                processes: None,
                 name: "notes".into(),
                 path: "/notes/mcp".to_owned(),
                 ready,

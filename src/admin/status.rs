@@ -27,10 +27,13 @@ pub struct ConfigStatus {
 pub struct RouteStatus {
     pub name: Arc<str>,
     pub path: String,
-    /// Some identity has keys (or the route is anonymous), and some endpoint takes requests.
+    /// Some identity has keys (or the route is anonymous), and some endpoint takes requests or the command can be run.
     pub ready: bool,
     pub identities: Vec<IdentityStatus>,
     pub endpoints: Vec<EndpointStatus>,
+    /// Where the server is a command.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processes: Option<ProcessesStatus>,
     pub sessions: usize,
     pub streams: usize,
 }
@@ -44,6 +47,15 @@ pub struct IdentityStatus {
     pub age: Option<u64>,
     /// Ours, never the issuer's words.
     pub last_error: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct ProcessesStatus {
+    pub running: usize,
+    /// How many may run at once.
+    pub most: usize,
+    /// How many ended without being asked to, or could not be started.
+    pub died: u64,
 }
 
 #[derive(Clone, Debug, Serialize)]

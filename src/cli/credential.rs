@@ -42,7 +42,7 @@ impl Deciders {
         let config = loaded.config;
         let clock = Clock::system();
         let url = generation::public_url(&config, config.listen.address);
-        let routes = generation::routes(&config, &url, &Metrics::new(), &Limits::default(), &clock)
+        let routes = generation::routes(&config, &url, &Metrics::new(), &Limits::default(), &clock, &[])
             .map_err(|error| error.to_string())?;
         let authenticator = Authenticator::new(
             &config.identities,

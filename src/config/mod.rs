@@ -1,7 +1,7 @@
 //! The validated configuration: what the rest of the gateway may rely on without checking again.
 //!
 //! `tree.rs` reads YAML with places and interpolates, `raw.rs` reads that key by key and describes itself as a JSON Schema,
-//! `load.rs` and a file a section (`identities.rs`, `claims.rs`, `routes.rs`, `upstreams.rs`) make a [`Config`] of it once, collecting
+//! `load.rs` and a file a section (`identities.rs`, `claims.rs`, `routes.rs`, `upstreams.rs`, `stdio.rs`) make a [`Config`] of it once, collecting
 //! every error; `values.rs` knows single values.
 
 mod claims;
@@ -13,6 +13,7 @@ mod load;
 mod network;
 mod raw;
 mod routes;
+mod stdio;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -24,6 +25,7 @@ pub use claims::{ClaimPaths, ScopeNames};
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub use load::Loaded;
 pub use network::Network;
+pub(crate) use stdio::executable;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -313,8 +315,10 @@ pub struct Rate {
 
 /// The servers behind a route.
 pub struct Upstream {
-    /// At least one; absolute http or https.
+    /// Absolute http or https; none if and only if the server is a command.
     pub urls: Vec<Url>,
+    /// The command, when the server is one.
+    pub stdio: Option<Stdio>,
     pub transport: Transport,
     pub era: UpstreamEra,
     pub balance: Balance,
@@ -337,6 +341,26 @@ pub enum Transport {
     Auto,
     StreamableHttp,
     Sse,
+    /// Exactly when there is a command.
+    Stdio,
+}
+
+/// A server that is a command, speaking MCP on its stdin and stdout.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Stdio {
+    /// Absolute or relative to the gate's working directory; a file that could be executed when this was read.
+    pub program: PathBuf,
+    pub arguments: Vec<String>,
+    /// All that the process gets, `PATH` included; names without `=`, nothing with NUL.
+    pub environment: Vec<(String, Secret)>,
+    /// Where it begins.
+    pub directory: PathBuf,
+    /// One process for all callers, instead of one a caller.
+    pub shared: bool,
+    /// Most at once on the route.
+    pub processes: usize,
+    /// How long a process may go unused.
+    pub idle_timeout: Duration,
 }
 
 /// Which revisions the servers behind a route speak.

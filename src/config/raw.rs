@@ -297,7 +297,8 @@ impl<'a> Section<'a> {
             .collect()
     }
 
-    fn judge_secret(&self, scalar: &Scalar, place: Place, path: &str) {
+    /// Refuses well-known defaults and warns about what is written in clear.
+    pub fn judge_secret(&self, scalar: &Scalar, place: Place, path: &str) {
         if DEFAULT_SECRETS
             .iter()
             .any(|default| scalar.text.eq_ignore_ascii_case(default))

@@ -211,6 +211,14 @@ fn route(
             "drop anonymous, or use another credential",
         );
     }
+    let command = upstream.as_ref().is_some_and(|upstream| upstream.stdio.is_some());
+    if command && !matches!(credential, Some(Credential::None)) {
+        section.error_at(
+            "credential",
+            "there is no request that could carry a credential to a command",
+            "put the secret into upstream.env",
+        );
+    }
     let asks = |identity: &&Arc<Identity>| matches!(identity.keys, KeySource::Introspection(_));
     if chosen.iter().filter(asks).count() > 1 {
         section.error_at(

@@ -6,12 +6,14 @@ use std::time::Duration;
 use url::Url;
 
 use super::raw::Section;
+use super::stdio::stdio;
 use super::values::{credential_header, forwarded, header_value, oauth_url, path, upstream_url, values};
 use super::{Balance, ClientAuth, Credential, Exchange, Health, HealthCheck, Transport, Upstream, UpstreamEra};
 
 pub(super) fn upstream_defaults(urls: Vec<Url>) -> Upstream {
     Upstream {
         urls,
+        stdio: None,
         transport: Transport::Auto,
         era: UpstreamEra::Auto,
         balance: Balance::RoundRobin,
@@ -27,7 +29,13 @@ pub(super) fn upstream_defaults(urls: Vec<Url>) -> Upstream {
 }
 
 pub(super) fn upstream_section(section: &Section<'_>, directory: &Path) -> Option<Upstream> {
-    section.require("urls", "list the server's URLs");
+    if !section.has("urls") && !section.has("command") {
+        section.error_at(
+            "urls",
+            "this key is missing",
+            "list the server's URLs, or set command to run one",
+        );
+    }
     let urls = section.parsed_list("urls", "MCP endpoints of equal servers.", upstream_url);
     if let Some(double) = urls
         .iter()
@@ -47,6 +55,7 @@ pub(super) fn upstream_section(section: &Section<'_>, directory: &Path) -> Optio
             ("auto", Transport::Auto),
             ("streamable-http", Transport::StreamableHttp),
             ("sse", Transport::Sse),
+            ("stdio", Transport::Stdio),
         ],
     );
     let era = section.choice(
@@ -65,6 +74,15 @@ pub(super) fn upstream_section(section: &Section<'_>, directory: &Path) -> Optio
             "drop era, or use transport: streamable-http",
         );
     }
+    let command = section.has("command");
+    if transport.is_some_and(|transport| (transport == Transport::Stdio) != command) {
+        section.error_at(
+            "transport",
+            "stdio and command go together",
+            "set command for a server over stdio; drop transport for any other",
+        );
+    }
+    let stdio = stdio(section, directory);
     let balance = section.choice(
         "balance",
         "Default round_robin; sticky keeps a caller on one server.",
@@ -123,7 +141,11 @@ pub(super) fn upstream_section(section: &Section<'_>, directory: &Path) -> Optio
         forwarded,
     );
     let upstream = Upstream {
-        transport: transport.unwrap_or(defaults.transport),
+        stdio,
+        transport: match command {
+            true => Transport::Stdio,
+            false => transport.unwrap_or(defaults.transport),
+        },
         era: era.unwrap_or(defaults.era),
         balance: balance.unwrap_or(defaults.balance),
         health: health.flatten(),
@@ -140,7 +162,11 @@ pub(super) fn upstream_section(section: &Section<'_>, directory: &Path) -> Optio
         forward_headers: values(forward_headers),
         ..defaults
     };
-    (!upstream.urls.is_empty()).then_some(upstream)
+    let there = match command {
+        true => upstream.stdio.is_some(),
+        false => !upstream.urls.is_empty(),
+    };
+    there.then_some(upstream)
 }
 
 pub(super) fn credential_section(section: &Section<'_>, directory: &Path) -> Option<Credential> {

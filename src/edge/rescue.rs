@@ -30,6 +30,7 @@ use crate::reply;
 use crate::route::Route;
 use crate::telemetry::{Audit, AuditDecision, Outcome};
 use crate::upstream::UpstreamError;
+use crate::upstream::stdio::StdioError;
 
 /// Turns errors into responses.
 #[derive(Clone)]
@@ -238,6 +239,18 @@ fn failure(rejection: &Rejection, journey: &Journey) -> Failure {
         ) => Failure {
             retry_after: Some(1),
             ..plain(S::SERVICE_UNAVAILABLE, codes::UNAVAILABLE)
+        },
+        Rejection::Upstream(UpstreamError::Process(error)) => match error {
+            StdioError::Stalled => plain(S::GATEWAY_TIMEOUT, codes::TIMEOUT),
+            StdioError::TooLong | StdioError::Nonsense => plain(S::BAD_GATEWAY, codes::BAD_GATEWAY),
+            StdioError::Waiting { after, .. } => Failure {
+                retry_after: Some(after.as_secs() + 1),
+                ..plain(S::SERVICE_UNAVAILABLE, codes::UNAVAILABLE)
+            },
+            StdioError::Start(_) | StdioError::Full(_) | StdioError::Ended(_) | StdioError::Closed => Failure {
+                retry_after: Some(1),
+                ..plain(S::SERVICE_UNAVAILABLE, codes::UNAVAILABLE)
+            },
         },
         Rejection::Upstream(UpstreamError::Timeout { .. }) => plain(S::GATEWAY_TIMEOUT, codes::TIMEOUT),
         Rejection::Upstream(_) | Rejection::UpstreamNonsense(_) => plain(S::BAD_GATEWAY, codes::BAD_GATEWAY),

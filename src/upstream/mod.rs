@@ -6,11 +6,13 @@
 //!    An endpoint that can't be connected to is passed over for a while, unless it is the last.
 //! 3. Exactly one credential leaves, the one handed in with a [`Permit`]; `Host` is the endpoint's (r46).
 //! 4. A 307 or 308 to the endpoint's own origin is followed; any other redirect would carry the credential to a stranger.
-//! 5. There is no total time: connecting, the head and silence between frames are bounded, each by its own setting.
+//! 5. A command ([`stdio`]) has no endpoint that a request could be sent to: what speaks to its processes asks for them.
+//! 6. There is no total time: connecting, the head and silence between frames are bounded, each by its own setting.
 
 mod balance;
 mod body;
 mod dial;
+pub mod stdio;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -36,6 +38,7 @@ use crate::credential::OutboundCredential;
 use crate::policy::Permit;
 use balance::Balancer;
 use dial::Client;
+use stdio::{Processes, StdioError};
 
 /// How long an endpoint that can't be connected to is passed over.
 const EJECTED: Duration = Duration::from_secs(5);
@@ -45,7 +48,9 @@ const NEVER: [HeaderName; 5] = [AUTHORIZATION, COOKIE, HOST, CONTENT_LENGTH, TRA
 
 /// The servers behind one route.
 pub struct Upstream {
+    /// None behind a command.
     endpoints: Arc<[Arc<Endpoint>]>,
+    processes: Option<Arc<Processes>>,
     balancer: Balancer,
     response_timeout: Option<Duration>,
     idle_timeout: Duration,
@@ -132,6 +137,8 @@ pub enum UpstreamError {
     UnknownEndpoint,
     #[error("the upstream {endpoint} redirects away from its own origin; configure the URL it redirects to")]
     Redirect { endpoint: Arc<str> },
+    #[error(transparent)]
+    Process(#[from] StdioError),
 }
 
 /// Why an upstream can't be set up.
@@ -170,12 +177,25 @@ pub struct EndpointState {
 }
 
 impl Upstream {
-    /// Reads certificates and makes a client an endpoint; connects to none yet.
+    /// Reads certificates and makes a client an endpoint; connects to none yet, and starts nothing. The processes of
+    /// the route's configuration `before` are carried on where their command is the same.
     ///
     /// # Errors
     /// When a certificate or key can't be used.
-    pub fn new(config: &config::Upstream, events: UpstreamEvents) -> Result<Arc<Self>, SetupError> {
+    pub fn new(
+        route: &str,
+        config: &config::Upstream,
+        before: Option<&Self>,
+        events: UpstreamEvents,
+    ) -> Result<Arc<Self>, SetupError> {
         let tls = dial::tls(config)?;
+        let processes = config.stdio.as_ref().map(|stdio| {
+            let same = before
+                .and_then(|before| before.processes.as_ref())
+                .filter(|processes| processes.config() == stdio);
+            let anew = || Processes::new(route, stdio.clone(), events.clone());
+            same.cloned().unwrap_or_else(anew)
+        });
         let endpoints = config
             .urls
             .iter()
@@ -198,6 +218,7 @@ impl Upstream {
         Ok(Arc::new(Self {
             balancer: Balancer::new(config.balance, &endpoints, config.health.as_ref()),
             endpoints,
+            processes,
             response_timeout: config.response_timeout,
             idle_timeout: config.idle_timeout,
             health: config.health.clone(),
@@ -250,8 +271,21 @@ impl Upstream {
         endpoint.stay(&endpoint.url, reference)
     }
 
-    /// The endpoints in the configuration's order.
+    /// The processes, where the server is a command.
+    pub fn processes(&self) -> Option<&Arc<Processes>> {
+        self.processes.as_ref()
+    }
+
+    /// The endpoints in the configuration's order, or the command as one.
     pub fn endpoints(&self) -> Vec<EndpointState> {
+        if let Some(processes) = &self.processes {
+            let trouble = processes.trouble();
+            return vec![EndpointState {
+                url: processes.name().to_string(),
+                healthy: trouble.is_none(),
+                last_error: trouble.map(|trouble| trouble.to_string()),
+            }];
+        }
         self.endpoints
             .iter()
             .enumerate()
@@ -263,8 +297,11 @@ impl Upstream {
             .collect()
     }
 
-    /// Whether any endpoint may be asked.
+    /// Whether any endpoint may be asked, or a process started.
     pub fn any_healthy(&self) -> bool {
+        if let Some(processes) = &self.processes {
+            return processes.trouble().is_none();
+        }
         (0..self.endpoints.len()).any(|index| self.balancer.healthy(index))
     }
 

@@ -21,6 +21,7 @@ pub const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 pub fn config(urls: &[String]) -> config::Upstream {
     config::Upstream {
         urls: urls.iter().map(|url| url.parse().expect("a URL")).collect(),
+        stdio: None,
         transport: Transport::Auto,
         era: UpstreamEra::Auto,
         balance: Balance::RoundRobin,
@@ -38,7 +39,7 @@ pub fn config(urls: &[String]) -> config::Upstream {
 /// So many endpoints that nobody connects to.
 pub fn endpoints(count: usize) -> Arc<[Arc<Endpoint>]> {
     let urls: Vec<_> = (0..count).map(|n| format!("http://127.0.0.1/{n}")).collect();
-    let upstream = Upstream::new(&config(&urls), Arc::new(|_| {})).expect("no files to read");
+    let upstream = Upstream::new("r", &config(&urls), None, Arc::new(|_| {})).expect("no files to read");
     upstream.endpoints.clone()
 }
 
@@ -58,7 +59,7 @@ impl Reporting {
             }
         };
         Self {
-            upstream: Upstream::new(config, Arc::new(events)).expect("no files to read"),
+            upstream: Upstream::new("r", config, None, Arc::new(events)).expect("no files to read"),
             health,
         }
     }
