@@ -203,11 +203,11 @@ fn diagnostics_are_these() {
         ),
         (
             "routes:\n  r:\n    path: /m\n    anonymous: true\n    upstream: {urls: 'http://h/', transport: stdio}",
-            "p.yaml:5:46: routes.r.upstream.transport: \"stdio\" does not fit; use one of auto, streamable-http, sse",
+            "p.yaml:5:46: routes.r.upstream.transport: stdio and command go together; set command for a server over stdio; drop transport for any other",
         ),
         (
             "routes:\n  r:\n    path: /m\n    anonymous: true\n    upstream: {urls: 'http://h/', breaker: {}}",
-            "p.yaml:5:35: routes.r.upstream.breaker: unknown key \"breaker\"; known here: urls, transport, balance, health, ca, client_certificate, client_key, response_timeout, forward_headers, connect_timeout, idle_timeout",
+            "p.yaml:5:35: routes.r.upstream.breaker: unknown key \"breaker\"; known here: urls, transport, command, env, directory, shared, processes, process_idle_timeout, balance, health, ca, client_certificate, client_key, response_timeout, forward_headers, connect_timeout, idle_timeout",
         ),
         (
             "routes:\n  r:\n    path: /m\n    anonymous: true\n    upstream: {urls: 'http://h/', forward_headers: [x-a, Authorization]}",

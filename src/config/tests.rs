@@ -1,6 +1,7 @@
 //! The files that are shipped, and files that are wrong.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use proptest::prelude::*;
@@ -56,7 +57,15 @@ fn secrets() -> tempfile::TempDir {
     ] {
         std::fs::write(secrets.join(name), text).expect("a file");
     }
+    program(&directory.path().join("servers/time"));
     directory
+}
+
+/// Something that could be run.
+fn program(path: &Path) {
+    std::fs::create_dir_all(path.parent().expect("it is in a directory")).expect("a directory");
+    std::fs::write(path, "#!/bin/sh\n").expect("a file");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("its owner may");
 }
 
 fn keys_of_file(node: &tree::Node, keys: &mut BTreeSet<String>) {
@@ -133,6 +142,9 @@ fn the_reference_holds_every_key_and_no_other() {
         ":",
         "org",
         "email_verified",
+        "time",
+        "PATH",
+        "TIME_TOKEN",
     ]
     .map(str::to_owned)
     .into();
@@ -533,7 +545,96 @@ fn bad_routes_are_refused() {
         (
             "{urls: 'http://h/', transport: stdio}",
             "routes.r.upstream.transport",
-            "streamable-http",
+            "set command",
+        ),
+        (
+            "{urls: 'http://h/', command: [/bin/sh]}",
+            "routes.r.upstream.urls",
+            "says nothing about a command",
+        ),
+        (
+            "{command: [/bin/sh], transport: sse}",
+            "routes.r.upstream.transport",
+            "go together",
+        ),
+        (
+            "{command: [/bin/sh], health: {tcp: true}}",
+            "routes.r.upstream.health",
+            "says nothing about a command",
+        ),
+        (
+            "{command: [/bin/sh], connect_timeout: 5s}",
+            "routes.r.upstream.connect_timeout",
+            "says nothing about a command",
+        ),
+        (
+            "{command: [/bin/sh], ca: roots.pem}",
+            "routes.r.upstream.ca",
+            "says nothing about a command",
+        ),
+        (
+            "{urls: 'http://h/', env: {TZ: UTC}}",
+            "routes.r.upstream.env",
+            "without command",
+        ),
+        (
+            "{urls: 'http://h/', processes: 3}",
+            "routes.r.upstream.processes",
+            "without command",
+        ),
+        ("{command: []}", "routes.r.upstream.command", "no program"),
+        ("{command: ['', x]}", "routes.r.upstream.command[0]", "no program"),
+        (
+            "{command: [no-such-program]}",
+            "routes.r.upstream.command[0]",
+            "no program \"no-such-program\" is on the process's PATH; name its whole path",
+        ),
+        (
+            "{command: [sh], env: {PATH: 'bin:/nowhere'}}",
+            "routes.r.upstream.command[0]",
+            "PATH",
+        ),
+        (
+            "{command: [./no-such-program]}",
+            "routes.r.upstream.command[0]",
+            "can be executed",
+        ),
+        (
+            "{command: [/etc/passwd]}",
+            "routes.r.upstream.command[0]",
+            "can be executed",
+        ),
+        ("{command: [/bin]}", "routes.r.upstream.command[0]", "can be executed"),
+        ("{command: [/bin/sh], env: [TZ]}", "routes.r.upstream.env", "a map"),
+        (
+            "{command: [/bin/sh], env: {'A=B': c}}",
+            "routes.r.upstream.env.A=B",
+            "name of a variable",
+        ),
+        (
+            "{command: [/bin/sh], env: {A: [b]}}",
+            "routes.r.upstream.env.A",
+            "a text",
+        ),
+        (
+            "{command: [/bin/sh], env: {API_TOKEN: changeme}}",
+            "routes.r.upstream.env.API_TOKEN",
+            "well-known default",
+        ),
+        (
+            "{command: [/bin/sh], directory: nowhere-at-all}",
+            "routes.r.upstream.directory",
+            "exists",
+        ),
+        (
+            "{command: [/bin/sh], processes: 0}",
+            "routes.r.upstream.processes",
+            "whole number",
+        ),
+        (
+            "{command: [/bin/sh]}, credential: {bearer: '${env:WIKI_TOKEN}'}",
+            "routes.r.credential",
+            "upstream.env",
         ),
         (
             "{urls: 'http://h/', health: {}}",
@@ -686,7 +787,7 @@ fn client_certificates_need_authorities_and_no_exchange() {
 fn keys_of_parts_that_are_not_built_are_unknown() {
     let top = ["database", "plaintext"];
     let route = ["servers", "rate", "concurrency"];
-    let upstream = ["breaker", "command"];
+    let upstream = ["breaker"];
     let credential = ["connection", "passthrough", "client_credentials", "assertion"];
     let mut files: Vec<(&str, String)> = Vec::new();
     let mut add = |keys: &[&'static str], file: &str| {
@@ -829,4 +930,65 @@ fn claims_are_mapped_only_in_ways_that_mean_something() {
         };
         assert!(errors.to_string().contains(expected), "{bad}: {errors}");
     }
+}
+
+/// The command of a configuration in a directory of its own, and what is doubtful about it.
+fn command(upstream: &str) -> (Stdio, Vec<String>, tempfile::TempDir) {
+    let directory = secrets();
+    let text = format!("routes: {{r: {{path: /m, anonymous: true, upstream: {upstream}}}}}");
+    let loaded = Config::parse(&text, "p.yaml", directory.path(), &env);
+    let loaded = loaded.unwrap_or_else(|errors| panic!("{errors}"));
+    let upstream = &loaded.config.routes[0].upstream;
+    assert_eq!((upstream.transport, upstream.urls.len()), (Transport::Stdio, 0));
+    let stdio = upstream.stdio.clone().expect("a command");
+    let warnings = loaded.warnings.iter().map(ToString::to_string).collect();
+    (stdio, warnings, directory)
+}
+
+fn environment(stdio: &Stdio) -> Vec<(&str, &str)> {
+    let pairs = stdio.environment.iter();
+    pairs.map(|(name, value)| (&**name, value.expose())).collect()
+}
+
+#[test]
+fn a_command_is_found_where_the_process_would_find_it() {
+    // A bare name: on the default path, or on the one that the process gets.
+    let (stdio, warnings, directory) = command("{command: [sh, -c, 'exit 0']}");
+    assert!(stdio.program.is_absolute() && stdio.program.ends_with("sh"));
+    assert_eq!(stdio.arguments, ["-c", "exit 0"]);
+    assert_eq!(environment(&stdio), [("PATH", "/usr/local/bin:/usr/bin:/bin")]);
+    assert_eq!(stdio.directory, directory.path());
+    assert_eq!(warnings, [""; 0]);
+    let bin = tempfile::tempdir().expect("a directory");
+    program(&bin.path().join("sh"));
+    let path = format!("/nowhere:{}:/bin", bin.path().display());
+    let (stdio, ..) = command(&format!("{{command: sh, env: {{PATH: '{path}'}}}}"));
+    assert_eq!(stdio.program, bin.path().join("sh"));
+    assert_eq!(environment(&stdio), [("PATH", &*path)]);
+    // A name with a slash: relative to the file.
+    let (stdio, _, directory) = command("{command: servers/time, transport: stdio, directory: servers}");
+    assert_eq!(stdio.program, directory.path().join("servers/time"));
+    assert_eq!(stdio.directory, directory.path().join("servers"));
+    let defaults = (stdio.shared, stdio.processes, stdio.idle_timeout);
+    assert_eq!(defaults, (false, 64, Duration::from_secs(600)));
+}
+
+#[test]
+fn a_variable_in_clear_is_a_warning_only_where_its_name_says_that_it_is_a_secret() {
+    let (stdio, warnings, _directory) = command(
+        "{command: sh, env: {TZ: UTC, PORT: 8080, EMPTY: '', API_KEY: sk-live-4242, A_TOKEN: '${env:WIKI_TOKEN}'}}",
+    );
+    assert_eq!(
+        environment(&stdio)[..5],
+        [
+            ("TZ", "UTC"),
+            ("PORT", "8080"),
+            ("EMPTY", ""),
+            ("API_KEY", "sk-live-4242"),
+            ("A_TOKEN", "a-wiki-token")
+        ]
+    );
+    let [warning] = &*warnings else { panic!("{warnings:?}") };
+    assert!(warning.contains("routes.r.upstream.env.API_KEY"), "{warning}");
+    assert!(!warning.contains("sk-live-4242"), "{warning}");
 }

