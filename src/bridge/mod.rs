@@ -30,6 +30,7 @@ use bytes::Bytes;
 use crate::config;
 use crate::edge::Rejection;
 use crate::upstream::Upstream;
+use crate::upstream::stdio::Owner;
 use era::Nature;
 use opening::{Opened, Opener};
 use peer::{Funds, Peer};
@@ -37,13 +38,15 @@ use peers::{Key, Peers};
 
 /// How often idle connections are looked for.
 const TENDING: Duration = Duration::from_secs(30);
-/// How long a connection that nobody needs is kept.
+/// How long a session at a server is kept that nobody needs; a process is configured.
 const IDLE: Duration = Duration::from_secs(10 * 60);
 
 /// What one route keeps of its server, and of callers that don't speak as it does.
 pub struct Bridge {
     upstream: Arc<Upstream>,
     idle_timeout: Duration,
+    /// How long a connection that nobody needs is kept.
+    kept_for: Duration,
     kept: Arc<Kept>,
 }
 
@@ -59,6 +62,7 @@ impl Bridge {
         Self {
             upstream,
             idle_timeout: config.idle_timeout,
+            kept_for: config.stdio.as_ref().map_or(IDLE, |stdio| stdio.idle_timeout),
             kept: Arc::new(Kept {
                 nature: Nature::of(config),
                 peers: Peers::default(),
@@ -71,6 +75,7 @@ impl Bridge {
         Self {
             upstream,
             idle_timeout: self.idle_timeout,
+            kept_for: self.kept_for,
             kept: self.kept.clone(),
         }
     }
@@ -96,12 +101,45 @@ impl Bridge {
     /// # Errors
     /// When it can't be opened, or the person has too many at work.
     pub async fn shared(&self, key: &Key, initialize: &Bytes, funds: &Funds) -> Result<Arc<Peer>, Rejection> {
-        let name: Arc<str> = "".into();
-        let open = async || {
-            let Opened { peer, .. } = self.opener(funds).initialize(initialize).await?;
-            Ok(peer)
+        let everybody = Key::default();
+        let (key, initialize) = match self.is_shared() {
+            true => (&everybody, &opening::as_nobody()),
+            false => (key, initialize),
         };
+        let name = self.name();
+        let open = async || Ok(self.open(&key.person, initialize, funds).await?.peer);
         self.kept.peers.get(key, &name, open).await
+    }
+
+    /// A connection of a legacy client's own, or of a person's: to the server, or to a process of theirs.
+    ///
+    /// # Errors
+    /// When it can't be opened.
+    pub async fn open(&self, person: &Owner, initialize: &Bytes, funds: &Funds) -> Result<Opened, Rejection> {
+        match self.upstream.processes() {
+            Some(processes) => self.opener(funds).process(processes, person, initialize).await,
+            None => self.opener(funds).initialize(initialize).await,
+        }
+    }
+
+    /// Whether the server is one process for everybody. It is told of no client, and can ask none: it could not say whom.
+    pub fn is_shared(&self) -> bool {
+        self.upstream
+            .processes()
+            .is_some_and(|processes| processes.config().shared)
+    }
+
+    /// Whether the server is a command.
+    pub fn is_stdio(&self) -> bool {
+        self.upstream.processes().is_some()
+    }
+
+    /// The server's name, for people.
+    fn name(&self) -> Arc<str> {
+        self.upstream
+            .endpoints()
+            .first()
+            .map_or_else(|| "".into(), |first| first.url.as_str().into())
     }
 
     /// Ends what nobody needs, for as long as it is polled.
@@ -110,7 +148,7 @@ impl Bridge {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.kept.peers.end_idle(IDLE);
+            self.kept.peers.end_idle(self.kept_for);
         }
     }
 

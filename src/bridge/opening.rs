@@ -9,11 +9,12 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::era::{self, Nature, Verdict};
-use super::link::{HttpLink, Link, SseLink};
+use super::link::{HttpLink, Link, SseLink, StdioLink};
 use super::message::{slice, text};
 use super::peer::{Ask, Event, Facts, Funds, Lost, Peer, ServerEra};
 use crate::edge::Rejection;
-use crate::upstream::Upstream;
+use crate::upstream::stdio::{Owner, Processes};
+use crate::upstream::{Upstream, UpstreamError};
 
 /// The modern revision that the gateway speaks.
 pub const MODERN: &str = "2026-07-28";
@@ -23,6 +24,10 @@ pub const LEGACY: &str = "2025-11-25";
 pub const LEGACY_VERSIONS: [&str; 4] = [LEGACY, "2025-06-18", "2025-03-26", "2024-11-05"];
 /// How long a server may take to introduce itself.
 const INTRODUCTION: Duration = Duration::from_secs(30);
+/// How long after a process died of being asked it may be started again, see [`crate::upstream::stdio`].
+const RESTART: Duration = Duration::from_millis(600);
+/// How long a process may take to say whether it is modern; many legacy ones say nothing at all.
+const PROBE: Duration = Duration::from_secs(10);
 
 /// Opens connections to one HTTP upstream.
 pub struct Opener<'a> {
@@ -104,6 +109,53 @@ impl Opener<'_> {
             Some(lost) => lost.into(),
             None => Rejection::UpstreamNonsense("it speaks no transport of MCP here; check the upstream's URL"),
         })
+    }
+
+    /// A process of a server that is a command, introduced; `initialize` are the raw parameters for one that is legacy.
+    ///
+    /// # Errors
+    /// When it can't be started, or takes no introduction.
+    pub async fn process(&self, processes: &Processes, owner: &Owner, initialize: &Bytes) -> Result<Opened, Rejection> {
+        let modern = self.nature.modern();
+        let mut peer = self.start(processes, owner)?;
+        if modern.get() != Some(false) {
+            match tokio::time::timeout(PROBE, discover(&peer, self.funds)).await {
+                Ok(Ok(Some(result))) => {
+                    modern.set(Some(true));
+                    return Ok(Opened { peer, result });
+                }
+                // It is known to be modern, or says that it is.
+                Ok(Err(lost @ Lost::Rejected(Rejection::UpstreamNonsense(_)))) => return Err(lost.into()),
+                Ok(Err(lost)) if modern.get() == Some(true) => return Err(lost.into()),
+                Err(_) if modern.get() == Some(true) => {
+                    let endpoint = processes.name().clone();
+                    return Err(UpstreamError::Timeout { endpoint, after: PROBE }.into());
+                }
+                // Some end themselves over a request that comes before `initialize`.
+                Ok(Err(_)) => {
+                    tokio::time::sleep(RESTART).await;
+                    peer = self.start(processes, owner)?;
+                }
+                // Another error, or silence (MCP 2026-07-28, "stdio: Backward Compatibility").
+                Ok(Ok(None)) | Err(_) => {}
+            }
+        }
+        peer.turn_legacy();
+        let result = self::initialize(&peer, initialize, self.funds).await?;
+        modern.set(Some(false));
+        Ok(Opened { peer, result })
+    }
+
+    fn start(&self, processes: &Processes, owner: &Owner) -> Result<Arc<Peer>, Rejection> {
+        let (link, source) = StdioLink::start(processes, owner).map_err(UpstreamError::Process)?;
+        let (link, funds) = (Link::Stdio(link), self.funds.clone());
+        Ok(Peer::new(
+            ServerEra::Modern,
+            link,
+            Some(source),
+            funds,
+            self.idle_timeout,
+        ))
     }
 
     /// Whether the server has an HTTP+SSE stream: as known, or as it shows now.
@@ -188,7 +240,7 @@ async fn ask(peer: &Arc<Peer>, method: &str, params: Bytes, funds: &Funds) -> Re
         }
     });
     answered.await.unwrap_or_else(|_| {
-        Err(crate::upstream::UpstreamError::Timeout {
+        Err(UpstreamError::Timeout {
             endpoint: peer.name(),
             after: INTRODUCTION,
         }
@@ -253,6 +305,15 @@ fn facts(result: &Bytes, said: &Introduction<'_>, version: &str, server_info: Op
         server_info: server_info.and_then(object),
         instructions: said.instructions.as_deref().map(Into::into),
     }
+}
+
+/// Raw parameters of `initialize` for a server that can ask nobody.
+pub fn as_nobody() -> Bytes {
+    format!(
+        r#"{{"protocolVersion":"{LEGACY}","capabilities":{{}},"clientInfo":{}}}"#,
+        client_info()
+    )
+    .into()
 }
 
 /// The gateway as a client: raw JSON.

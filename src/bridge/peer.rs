@@ -11,7 +11,7 @@
 //! 5. A connection that ends takes its calls with it; each of them learns why.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
@@ -136,7 +136,7 @@ impl From<Lost> for Rejection {
 
 /// One connection.
 pub struct Peer {
-    era: ServerEra,
+    modern: AtomicBool,
     link: Link,
     facts: OnceLock<Facts>,
     state: Mutex<State>,
@@ -195,7 +195,7 @@ impl Peer {
     /// A connection over a link; `source` is what comes over it, where that isn't the replies to what is sent.
     pub fn new(era: ServerEra, link: Link, source: Option<Source>, funds: Funds, idle_timeout: Duration) -> Arc<Self> {
         let peer = Arc::new(Self {
-            era,
+            modern: AtomicBool::new(era == ServerEra::Modern),
             link,
             facts: OnceLock::new(),
             state: Mutex::new(State {
@@ -221,7 +221,15 @@ impl Peer {
 
     /// Which era the server speaks here.
     pub fn era(&self) -> ServerEra {
-        self.era
+        match self.modern.load(Ordering::Relaxed) {
+            true => ServerEra::Modern,
+            false => ServerEra::Legacy,
+        }
+    }
+
+    /// It was taken for a modern server, and is none: a process is tried as both.
+    pub(super) fn turn_legacy(&self) {
+        self.modern.store(false, Ordering::Relaxed);
     }
 
     /// What the server said of itself.
@@ -307,7 +315,7 @@ impl Peer {
     /// Hears from now on what belongs to no call. A legacy server over Streamable HTTP is asked for its standing stream.
     pub fn listen(self: &Arc<Self>) -> Listener {
         self.state().listeners += 1;
-        if self.era == ServerEra::Legacy {
+        if self.era() == ServerEra::Legacy {
             self.link.stand(self);
         }
         Listener {
@@ -328,6 +336,10 @@ impl Peer {
         let funds = self.latest_funds();
         let _ = tokio::time::timeout(PARTING, self.link.close(&funds)).await;
         self.end(&UpstreamError::Protocol { endpoint: self.name() });
+        // What reads a process holds it.
+        if let Some(reader) = self.reader.get() {
+            reader.abort();
+        }
     }
 
     /// The version that the link's headers name.
@@ -339,7 +351,7 @@ impl Peer {
     pub(super) async fn open_standing(&self, last: Option<&HeaderValue>) -> Result<Option<Events>, Lost> {
         match &self.link {
             Link::Http(link) => link.open_standing(&self.latest_funds(), last).await,
-            Link::Sse(_) => Ok(None),
+            Link::Sse(_) | Link::Stdio(_) => Ok(None),
         }
     }
 
@@ -454,7 +466,7 @@ impl Peer {
             asked.reply_later(Ok(Bytes::from_static(b"{}")));
             return;
         }
-        if self.era == ServerEra::Modern {
+        if self.era() == ServerEra::Modern {
             // MCP 2026-07-28, "stdio": the server writes no requests.
             asked.reply_later(Err(RpcError::new(
                 codes::METHOD_NOT_FOUND,

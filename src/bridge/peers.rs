@@ -23,7 +23,7 @@ const MAX_OF_PERSON: usize = 8;
 const MAX: usize = 10_000;
 
 /// Whose connection it is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Key {
     /// [`crate::session::person`].
     pub person: [u8; 32],

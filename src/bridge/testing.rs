@@ -17,9 +17,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
 use super::era::Nature;
-use super::opening::Opener;
+use super::opening::{Opened, Opener};
 use super::peer::{Ask, Event, Exchange, Funds, Lost, Peer};
+use crate::edge::Rejection;
+use crate::secret::Secret;
 use crate::upstream::Upstream;
+use crate::upstream::stdio::Processes;
 use crate::upstream::testing::{config, credential, permit};
 
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -140,7 +143,7 @@ impl Server {
             }
         }));
         Self {
-            upstream: Upstream::new(&config(&[url]), Arc::new(|_| {})).expect("no files to read"),
+            upstream: Upstream::new("r", &config(&[url]), None, Arc::new(|_| {})).expect("no files to read"),
             came,
             _listening: listening,
         }
@@ -186,6 +189,44 @@ impl Opening {
             funds: &self.funds,
             idle_timeout: Duration::from_secs(60),
         }
+    }
+}
+
+/// A server that is a script.
+pub struct Process {
+    pub opening: Opening,
+    processes: Arc<Processes>,
+}
+
+impl Process {
+    pub fn new(script: &str) -> Self {
+        let stdio = crate::config::Stdio {
+            program: "/bin/sh".into(),
+            arguments: vec!["-c".to_owned(), script.to_owned()],
+            environment: vec![("PATH".to_owned(), Secret::new("/usr/bin:/bin"))],
+            directory: "/".into(),
+            shared: false,
+            processes: 8,
+            idle_timeout: Duration::from_secs(60),
+        };
+        let mut config = config(&[]);
+        config.stdio = Some(stdio.clone());
+        Self {
+            opening: Opening {
+                upstream: Upstream::new("r", &config, None, Arc::new(|_| {})).expect("no files to read"),
+                nature: Nature::of(&config),
+                funds: funds(),
+            },
+            processes: Processes::new("r", stdio, Arc::new(|_| {})),
+        }
+    }
+
+    pub async fn open(&self) -> Result<Opened, Rejection> {
+        let initialize = Bytes::from_static(b"{}");
+        self.opening
+            .opener()
+            .process(&self.processes, &[1; 32], &initialize)
+            .await
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::message::RpcError;
 use super::peer::{Event, Lost, Peer, ServerEra};
-use super::testing::{Came, INITIALIZED, Server, ask, next};
+use super::testing::{Came, INITIALIZED, Process, Server, ask, next};
 use crate::edge::Rejection;
 
 fn said(came: &Came) -> Value {
@@ -417,4 +417,77 @@ async fn a_servers_era_is_concluded_from_what_tells_it() {
         assert_eq!(found, expected, "{status} {body}");
         assert_eq!(remembered, expected.ok(), "{status} {body}");
     }
+}
+
+/// What a script answers with, to the request in `$line`.
+const ANSWER: &str = r#"answer() { id=$(printf %s "$line" | sed 's/.*"id":\([0-9]*\).*/\1/'); printf '{"jsonrpc":"2.0","id":%s,%s}\n' "$id" "$1"; }"#;
+
+#[tokio::test]
+async fn a_process_is_asked_what_it_is_once() {
+    let legacy = format!(r#"answer '"result":{INITIALIZED}'"#);
+    let modern = r#"answer '"result":{"supportedVersions":["2026-07-28"],"capabilities":{}}'"#;
+    let unknown = r#"answer '"error":{"code":-32601,"message":"who are you?"}'"#;
+    for (discover, initialize, era) in [
+        (modern, "exit 1", ServerEra::Modern),
+        (unknown, legacy.as_str(), ServerEra::Legacy),
+        (r#"answer '"result":{}'"#, legacy.as_str(), ServerEra::Legacy),
+        // It dies of what it doesn't know.
+        ("exit 1", legacy.as_str(), ServerEra::Legacy),
+    ] {
+        let script = format!(
+            r#"{ANSWER}
+            while read -r line; do case $line in
+                *server/discover*) {discover} ;;
+                *'"initialize"'*) {initialize} ;;
+                *'"method":"n/'*) ;;
+                *'"id":'*) answer '"result":{{"echo":true}}' ;;
+            esac; done"#
+        );
+        let process = Process::new(&script);
+        let opened = process.open().await.expect("a connection");
+        assert_eq!(opened.peer.era(), era, "{discover}");
+        let mut exchange = opened.peer.request(ask("tools/call", "{}"));
+        let result = answer(next(&mut exchange).await).expect("a result");
+        assert_eq!(&result[..], br#"{"echo":true}"#);
+        assert_eq!(process.opening.nature.modern().get(), Some(era == ServerEra::Modern));
+        let again = process.open().await.expect("a connection");
+        assert_eq!(again.peer.era(), era);
+        opened.peer.close().await;
+        again.peer.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_takes_no_introduction_is_an_error() {
+    let script = format!(
+        r#"{ANSWER}
+        while read -r line; do case $line in *'"id":'*) answer '"error":{{"code":-32601,"message":"no"}}' ;; esac; done"#
+    );
+    let process = Process::new(&script);
+    let failed = process.open().await.err();
+    assert!(matches!(failed, Some(Rejection::UpstreamNonsense(_))), "{failed:?}");
+    assert_eq!(process.opening.nature.modern().get(), None, "nothing is concluded");
+}
+
+#[tokio::test]
+async fn calls_on_a_process_that_dies_learn_of_it() {
+    let script = format!(
+        r#"{ANSWER}
+        while read -r line; do case $line in
+            *server/discover*) answer '"result":{{"supportedVersions":["2026-07-28"],"capabilities":{{}}}}' ;;
+            *die*) exit 3 ;;
+        esac; done"#
+    );
+    let process = Process::new(&script);
+    let peer = process.open().await.expect("a connection").peer;
+    let mut waiting = peer.request(ask("tools/call", "{}"));
+    let mut deadly = peer.request(ask("tools/call", r#"{"name":"die"}"#));
+    for exchange in [&mut waiting, &mut deadly] {
+        let lost = next(exchange).await;
+        let Err(Lost::Rejected(Rejection::Upstream(error))) = &lost else {
+            panic!("{lost:?}");
+        };
+        assert!(error.to_string().contains("exit status: 3"), "{error}");
+    }
+    assert!(peer.ended().is_cancelled());
 }

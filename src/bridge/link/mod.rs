@@ -5,6 +5,7 @@
 mod http;
 mod source;
 mod sse;
+mod stdio;
 
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use bytes::Bytes;
 
 pub use self::http::HttpLink;
 pub use self::sse::SseLink;
+pub use self::stdio::StdioLink;
 pub use source::{Events, Source};
 
 use super::peer::{Funds, Lost, Peer};
@@ -21,6 +23,7 @@ use super::peer::{Funds, Lost, Peer};
 pub enum Link {
     Http(HttpLink),
     Sse(SseLink),
+    Stdio(StdioLink),
 }
 
 /// What became of a message.
@@ -40,6 +43,7 @@ impl Link {
         match self {
             Self::Http(link) => link.post(message, funds, method, headers).await,
             Self::Sse(link) => link.post(message, funds).await.map(|()| Posted::Taken),
+            Self::Stdio(link) => link.post(message).await.map(|()| Posted::Taken),
         }
     }
 
@@ -47,7 +51,7 @@ impl Link {
     pub async fn resume(&self, source: &mut Source, funds: &Funds) -> Result<(), Lost> {
         match self {
             Self::Http(link) => link.resume(source, funds).await,
-            Self::Sse(_) => Err(self.broken()),
+            Self::Sse(_) | Self::Stdio(_) => Err(self.broken()),
         }
     }
 
@@ -62,7 +66,7 @@ impl Link {
     pub fn speak(&self, version: &str) {
         match self {
             Self::Http(link) => link.speak(version),
-            Self::Sse(_) => {}
+            Self::Sse(_) | Self::Stdio(_) => {}
         }
     }
 
@@ -70,7 +74,7 @@ impl Link {
     pub fn is_told_of_cancellation(&self) -> bool {
         match self {
             Self::Http(link) => link.is_legacy(),
-            Self::Sse(_) => true,
+            Self::Sse(_) | Self::Stdio(_) => true,
         }
     }
 
@@ -79,6 +83,7 @@ impl Link {
         match self {
             Self::Http(link) => link.name(),
             Self::Sse(link) => link.name(),
+            Self::Stdio(link) => link.name(),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Where messages come from: a JSON body, an event stream.
+//! Where messages come from: a JSON body, an event stream, a process.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use http_body_util::BodyExt;
 
 use crate::mcp::sse::Decoder;
 use crate::reply::is_event_stream;
+use crate::upstream::stdio::ChildLines;
 use crate::upstream::{UpstreamBody, UpstreamError};
 
 /// Longest message.
@@ -28,6 +29,7 @@ pub enum Source {
         body: Option<UpstreamBody>,
     },
     Events(Events),
+    Lines(ChildLines),
 }
 
 /// An event stream.
@@ -66,6 +68,7 @@ impl Source {
                 None => Ok(None),
             },
             Self::Events(events) => events.message().await,
+            Self::Lines(lines) => Ok(lines.next().await.transpose()?),
         }
     }
 }
