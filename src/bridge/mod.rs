@@ -10,9 +10,12 @@
 //! | modern | modern, over stdio | `modern`: one process for all that it may serve |
 //! | legacy, by either transport | legacy, over another transport | `legacy`: a session of the caller's on a connection of its own |
 //! | legacy, by either transport | modern | `legacy`: the same, `input_required` asked of the caller |
+//!
+//! [`map`] names every method and notification of every revision, and what becomes of it between the eras.
 
 pub mod era;
 pub mod link;
+pub mod map;
 pub mod message;
 pub mod opening;
 pub mod peer;

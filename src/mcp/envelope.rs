@@ -10,15 +10,15 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
-use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::errors::codes;
 use super::message::{Id, Kind, Message, Meta, Payload, Reference};
+use super::object::{Members as Fields, REPEATED, folds_to, unescaped};
 
 const MAX_DEPTH: usize = 128;
 const MAX_BATCH: usize = 64;
@@ -278,13 +278,6 @@ fn slice(body: &Bytes, text: &str) -> Bytes {
     body.slice_ref(text.as_bytes())
 }
 
-/// An object's members, none twice. Requests have a handful, so a scan beats a map.
-struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
-
-const REPEATED: &str = "repeated key";
-/// Above this many keys a set is needed to find doubles in linear time.
-const FEW: usize = 32;
-
 impl<'a> Fields<'a> {
     fn get(&self, key: &str) -> Option<&'a RawValue> {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| *value)
@@ -302,12 +295,7 @@ impl<'a> Fields<'a> {
     }
 
     fn text(&self, key: &str) -> Option<Cow<'a, str>> {
-        let raw = self.get(key)?.get();
-        let plain = raw.strip_prefix('"')?.strip_suffix('"')?;
-        if plain.contains('\\') {
-            return serde_json::from_str(raw).ok().map(Cow::Owned);
-        }
-        Some(Cow::Borrowed(plain))
+        unescaped(self.get(key)?.get())
     }
 
     /// A text that policy may compare: absent, or a string of reasonable length.
@@ -321,78 +309,6 @@ impl<'a> Fields<'a> {
                 "name, uri, cursor and taskId are strings of at most 8 KiB",
             )),
         }
-    }
-}
-
-impl<'de> Deserialize<'de> for Fields<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members;
-        impl<'de> Visitor<'de> for Members {
-            type Value = Fields<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
-                let mut members: Vec<(Cow<'de, str>, &'de RawValue)> = Vec::with_capacity(6);
-                let mut many = HashSet::new();
-                while let Some(Key(key)) = map.next_key()? {
-                    let repeated = if members.len() < FEW {
-                        members.iter().any(|(name, _)| *name == key)
-                    } else {
-                        if many.is_empty() {
-                            many.extend(members.iter().map(|(name, _)| name.clone()));
-                        }
-                        !many.insert(key.clone())
-                    };
-                    if repeated {
-                        return Err(serde::de::Error::custom(REPEATED));
-                    }
-                    members.push((key, map.next_value()?));
-                }
-                Ok(Fields(members))
-            }
-        }
-        deserializer.deserialize_map(Members)
-    }
-}
-
-/// Whether a key is a name but for case. Two letters outside ASCII fold into it: the long s and the Kelvin sign.
-fn folds_to(key: &str, name: &str) -> bool {
-    if key.is_ascii() {
-        return key.eq_ignore_ascii_case(name);
-    }
-    let fold = |letter| match letter {
-        '\u{17f}' => 's',
-        '\u{212a}' => 'k',
-        other => other.to_ascii_lowercase(),
-    };
-    key.chars().map(fold).eq(name.chars().map(fold))
-}
-
-/// A key that borrows when it holds no escapes.
-struct Key<'a>(Cow<'a, str>);
-
-impl<'de> Deserialize<'de> for Key<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl<'de> Visitor<'de> for Text {
-            type Value = Key<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a key")
-            }
-
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Key<'de>, E> {
-                Ok(Key(Cow::Borrowed(text)))
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Key<'de>, E> {
-                Ok(Key(Cow::Owned(text.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(Text)
     }
 }
 

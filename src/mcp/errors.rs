@@ -18,6 +18,10 @@ pub mod codes {
     pub const METHOD_NOT_FOUND: i64 = -32_601;
     /// JSON-RPC: something broke.
     pub const INTERNAL_ERROR: i64 = -32_603;
+    /// MCP up to 2025-11-25: no such resource.
+    pub const RESOURCE_NOT_FOUND: i64 = -32_002;
+    /// MCP 2025-11-25: the user must visit a page before the request is made again.
+    pub const URL_ELICITATION_REQUIRED: i64 = -32_042;
     /// MCP `MissingRequiredClientCapability`.
     pub const MISSING_CAPABILITY: i64 = -32_021;
     /// MCP `UnsupportedProtocolVersion`.

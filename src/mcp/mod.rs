@@ -22,6 +22,7 @@ mod errors;
 pub mod lists;
 mod message;
 mod methods;
+pub(crate) mod object;
 mod observe;
 pub mod sse;
 
