@@ -224,3 +224,139 @@ fn part(whole: &Bytes, text: &str) -> Bytes {
 fn json(raw: &[u8]) -> &str {
     std::str::from_utf8(raw).expect("JSON is text")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn to_legacy(method: &str, params: &'static str) -> Result<ToLegacy, MapError> {
+        request_to_legacy(method, &Bytes::from_static(params.as_bytes()))
+    }
+
+    fn client() -> ClientFacts {
+        ClientFacts {
+            info: None,
+            capabilities: "{}".into(),
+            log_level: None,
+        }
+    }
+
+    fn to_modern(method: &str, params: &'static str) -> Result<Bytes, MapError> {
+        request_to_modern(method, &Bytes::from_static(params.as_bytes()), &client(), None)
+    }
+
+    #[test]
+    fn a_modern_call_is_told_apart_from_what_is_said_to_the_gate() {
+        let mapped = to_legacy(
+            "tools/call",
+            r#"{"name":"t","arguments":{"n":1.50},"task":{},"inputResponses":{"k":{"action":"accept","content":{"a":1.0}}},"requestState":"s\u0031",
+            "_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{"roots":{}},"io.modelcontextprotocol/clientInfo":{"name":"c"},"io.modelcontextprotocol/logLevel":"error","progressToken": 7,"traceparent":"00"}}"#,
+        )
+        .expect("a call");
+        assert_eq!(
+            mapped,
+            ToLegacy {
+                params: r#"{"name":"t","arguments":{"n":1.50},"_meta":{"progressToken": 7,"traceparent":"00"}}"#.into(),
+                client_capabilities: r#"{"roots":{}}"#.into(),
+                client_info: Some(r#"{"name":"c"}"#.into()),
+                log_level: Some(LogLevel::Error),
+                progress_token: Some("7".into()),
+                input_responses: vec![("k".into(), r#"{"action":"accept","content":{"a":1.0}}"#.into())],
+                request_state: Some("s1".into()),
+            }
+        );
+        let bare = to_legacy(
+            "tools/list",
+            r#"{"cursor":"c","_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}"#,
+        );
+        assert_eq!(bare.expect("a list").params, r#"{"cursor":"c"}"#);
+        // Elsewhere these are nobody's.
+        let other = r#"{"task":1,"requestState":2}"#;
+        assert_eq!(to_legacy("com.example/x", other).expect("an extension's").params, other);
+    }
+
+    #[test]
+    fn what_the_gate_cannot_read_is_refused() {
+        for params in [
+            "[]",
+            r#"{"name":"a","name":"b"}"#,
+            r#"{"_meta":[]}"#,
+            r#"{"_meta":{"progressToken":1,"progressToken":2}}"#,
+            r#"{"_meta":{"io.modelcontextprotocol/clientCapabilities":[]}}"#,
+            r#"{"_meta":{"io.modelcontextprotocol/clientInfo":"me"}}"#,
+            r#"{"_meta":{"io.modelcontextprotocol/logLevel":"loud"}}"#,
+            r#"{"_meta":{"io.modelcontextprotocol/logLevel":3}}"#,
+            r#"{"inputResponses":[]}"#,
+            r#"{"inputResponses":{"k":1}}"#,
+            r#"{"inputResponses":{"k":{},"k":{}}}"#,
+            r#"{"inputResponses":{"k":{"action":"accept","action":"decline"}}}"#,
+            r#"{"requestState":7}"#,
+        ] {
+            let refused = to_legacy("tools/call", params).expect_err(params);
+            assert_eq!(refused.code(), -32602, "{params}");
+        }
+        let many: Vec<_> = (0..65).map(|n| format!("\"k{n}\":{{}}")).collect();
+        let params = Bytes::from(format!("{{\"inputResponses\":{{{}}}}}", many.join(",")));
+        assert!(request_to_legacy("tools/call", &params).is_err());
+        assert_eq!(
+            to_legacy("tasks/get", "{}"),
+            Err(MapError::NotFound("tasks/get".into()))
+        );
+        assert_eq!(to_modern("tasks/get", "{}").expect_err("no tasks").code(), -32601);
+    }
+
+    #[test]
+    fn a_legacy_call_says_who_asks_and_nothing_that_the_gate_did_not_say() {
+        let meta =
+            r#""io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}"#;
+        for (params, before) in [
+            (r#"{"name":"t"}"#, r#"{"name":"t","_meta":{"#),
+            // A server that reads names without case must not find answers that the gate has not passed on.
+            (
+                r#"{"name":"t","inputResponses":{},"REQUESTSTATE":"s","inputre\u017fponses":{},"task":{}}"#,
+                r#"{"name":"t","_meta":{"#,
+            ),
+            (
+                r#"{"_meta":{"IO.modelcontextprotocol/clientInfo":{},"io.modelcontextprotocol/logLevel":"debug","io.modelcontextprotocol/protocolVersion":"1","x":1},"name":"t"}"#,
+                r#"{"_meta":{"x":1,"#,
+            ),
+        ] {
+            let after = if params.starts_with(r#"{"_meta"#) {
+                r#"},"name":"t"}"#
+            } else {
+                "}}"
+            };
+            assert_eq!(
+                to_modern("tools/call", params).expect("a call"),
+                format!("{before}{meta}{after}")
+            );
+        }
+        let facts = ClientFacts {
+            info: Some(r#"{"name":"c","version":"1"}"#.into()),
+            log_level: Some(LogLevel::Info),
+            ..client()
+        };
+        let retry = Retry {
+            input_responses: vec![("k\"".into(), "{}".into())],
+            request_state: Some("a\"b".into()),
+        };
+        let params = Bytes::from_static(b"{}");
+        assert_eq!(
+            request_to_modern("prompts/get", &params, &facts, Some(retry.clone())).expect("a prompt"),
+            format!(
+                r#"{{"_meta":{{{meta},"io.modelcontextprotocol/clientInfo":{{"name":"c","version":"1"}},"io.modelcontextprotocol/logLevel":"info"}},"inputResponses":{{"k\"":{{}}}},"requestState":"a\"b"}}"#
+            )
+        );
+        let list = request_to_modern("tools/list", &params, &client(), Some(retry)).expect("a list");
+        assert_eq!(list, format!(r#"{{"_meta":{{{meta}}}}}"#));
+    }
+
+    #[test]
+    fn an_answer_is_the_same_in_both_eras() {
+        let same = Bytes::from_static(b"{\"action\" : \"accept\"}");
+        assert_eq!(response(&same).expect("an object").as_ptr(), same.as_ptr());
+        let typed = Bytes::from_static(br#"{"resultType":"complete","roots":[]}"#);
+        assert_eq!(response(&typed).expect("an object"), r#"{"roots":[]}"#);
+        assert!(response(&Bytes::from_static(b"null")).is_err());
+    }
+}

@@ -227,3 +227,197 @@ fn meta<'a>(result: &Object<'a>) -> Result<Option<Object<'a>>, MapError> {
         .object("_meta")
         .map_err(|_| MapError::Nonsense("its _meta is no object, or repeats a key"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> Facts {
+        Facts {
+            version: "2025-06-18".into(),
+            capabilities: "{}".into(),
+            server_info: Some(r#"{"name":"s"}"#.into()),
+            instructions: None,
+        }
+    }
+
+    const META: &str = r#""_meta":{"io.modelcontextprotocol/serverInfo":{"name":"s"}}"#;
+
+    fn to_modern(method: &str, result: &'static str) -> Bytes {
+        result_to_modern(method, &Bytes::from_static(result.as_bytes()), &facts()).expect(result)
+    }
+
+    fn to_legacy(method: &str, result: &'static str) -> Result<ToLegacyResult, MapError> {
+        result_to_legacy(method, &Bytes::from_static(result.as_bytes()))
+    }
+
+    fn complete(method: &str, result: &'static str) -> Bytes {
+        match to_legacy(method, result) {
+            Ok(ToLegacyResult::Complete(result)) => result,
+            other => panic!("{result}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_legacy_result_is_complete_and_nobody_elses_to_keep() {
+        assert_eq!(
+            to_modern("tools/call", r#"{"content":[ {"n":1.0} ], "isError":false}"#),
+            format!(r#"{{"content":[ {{"n":1.0}} ],"isError":false,"resultType":"complete",{META}}}"#)
+        );
+        assert_eq!(
+            to_modern("resources/read", r#"{"contents":[],"ttlMs":9,"cacheScope":"public"}"#),
+            format!(r#"{{"contents":[],"resultType":"complete","ttlMs":0,"cacheScope":"private",{META}}}"#)
+        );
+        // The gate sealed none of this, and the client must not bring it back.
+        assert_eq!(
+            to_modern(
+                "tools/call",
+                r#"{"resultType":"input_required","inputRequests":{},"requestState":"s","RequestState":"t","content":[]}"#
+            ),
+            format!(r#"{{"content":[],"resultType":"complete",{META}}}"#)
+        );
+        assert_eq!(
+            to_modern("completion/complete", r#"{"_meta":{"x":1.0},"completion":{}}"#),
+            r#"{"_meta":{"x":1.0,"io.modelcontextprotocol/serverInfo":{"name":"s"}},"completion":{},"resultType":"complete"}"#
+        );
+        assert_eq!(
+            to_modern("completion/complete", r#"{"_meta":null}"#),
+            format!(r#"{{{META},"resultType":"complete"}}"#)
+        );
+    }
+
+    #[test]
+    fn a_server_with_a_long_name_does_not_send_it_with_every_answer() {
+        let facts = Facts {
+            server_info: Some(format!(r#"{{"name":"{}"}}"#, "n".repeat(MAX_SERVER_INFO)).into()),
+            ..facts()
+        };
+        let result = result_to_modern("tools/call", &Bytes::from_static(b"{}"), &facts).expect("an object");
+        assert_eq!(result, r#"{"resultType":"complete"}"#);
+    }
+
+    #[test]
+    fn tools_that_only_run_as_tasks_are_not_listed_to_modern_clients() {
+        assert_eq!(
+            to_modern(
+                "tools/list",
+                r#"{"tools":[{"name":"a","execution":{"taskSupport":"optional"}},{"name":"b","execution":{"taskSupport":"required"}},7],"nextCursor":"c"}"#
+            ),
+            format!(
+                r#"{{"tools":[{{"name":"a","execution":{{"taskSupport":"optional"}}}},7],"nextCursor":"c","resultType":"complete","ttlMs":0,"cacheScope":"private",{META}}}"#
+            )
+        );
+    }
+
+    #[test]
+    fn a_modern_result_loses_what_legacy_clients_do_not_know() {
+        for (method, result, expected) in [
+            (
+                "tools/list",
+                r#"{"resultType":"complete","tools":[],"ttlMs":5,"cacheScope":"public","_meta":{"io.modelcontextprotocol/serverInfo":{},"x":1.0}}"#,
+                r#"{"tools":[],"_meta":{"x":1.0}}"#,
+            ),
+            (
+                "tools/call",
+                r#"{"resultType":"complete","content":[],"ttlMs":5,"_meta":{"io.modelcontextprotocol/serverInfo":{}}}"#,
+                r#"{"content":[],"ttlMs":5}"#,
+            ),
+            (
+                "tools/call",
+                r#"{"structuredContent":[1],"content":[]}"#,
+                r#"{"content":[]}"#,
+            ),
+            (
+                "tools/call",
+                r#"{"structuredContent":{"a":1.0},"content":[]}"#,
+                r#"{"structuredContent":{"a":1.0},"content":[]}"#,
+            ),
+            (
+                "tools/list",
+                r#"{"tools":[{"name":"a","outputSchema":{"type":"array"}},{"name":"b","outputSchema":{"type":"object"}},{"name":"c","outputSchema":true},{"name":"d"}]}"#,
+                r#"{"tools":[{"name":"a"},{"name":"b","outputSchema":{"type":"object"}},{"name":"c"},{"name":"d"}]}"#,
+            ),
+            (
+                "tools/list",
+                r#"{"tools":[{"name":"a","inputSchema":{"properties":{"x":{"type":"string","x-mcp-header":""}}}},{"name":"b"}]}"#,
+                r#"{"tools":[{"name":"b"}]}"#,
+            ),
+        ] {
+            assert_eq!(complete(method, result), expected, "{result}");
+        }
+    }
+
+    #[test]
+    fn an_interim_result_is_what_the_server_asks() {
+        let result = r#"{"resultType":"input_required","inputRequests":{"k\"":{"method":"elicitation/create","params":{"n":1.0}},"r":{"method":"roots/list"}},"requestState":"s\u0031"}"#;
+        let request = |key: &str, method: &str, params: &'static str| InputRequest {
+            key: key.into(),
+            method: method.into(),
+            params: params.into(),
+        };
+        let asked = ToLegacyResult::InputRequired {
+            requests: vec![
+                request("k\"", "elicitation/create", r#"{"n":1.0}"#),
+                request("r", "roots/list", "{}"),
+            ],
+            state: Some("s1".into()),
+        };
+        assert_eq!(to_legacy("tools/call", result), Ok(asked.clone()));
+        assert_eq!(to_legacy("prompts/get", result), Ok(asked));
+        let again = ToLegacyResult::InputRequired {
+            requests: vec![],
+            state: Some("s".into()),
+        };
+        assert_eq!(
+            to_legacy(
+                "resources/read",
+                r#"{"resultType":"input_required","requestState":"s"}"#
+            ),
+            Ok(again)
+        );
+    }
+
+    #[test]
+    fn nonsense_is_not_passed_on() {
+        for (method, result) in [
+            ("tools/list", r#"{"resultType":"input_required","requestState":"s"}"#),
+            ("tools/call", r#"{"resultType":"task","task":{}}"#),
+            ("tools/call", r#"{"resultType":null}"#),
+            ("tools/call", r#"{"resultType":"input_required"}"#),
+            ("tools/call", r#"{"resultType":"input_required","inputRequests":{}}"#),
+            ("tools/call", r#"{"resultType":"input_required","requestState":7}"#),
+            ("tools/call", r#"{"resultType":"input_required","inputRequests":[]}"#),
+            (
+                "tools/call",
+                r#"{"resultType":"input_required","inputRequests":{"k":{}}}"#,
+            ),
+            (
+                "tools/call",
+                r#"{"resultType":"input_required","inputRequests":{"k":{"method":"a","method":"b"}}}"#,
+            ),
+            (
+                "tools/call",
+                r#"{"resultType":"input_required","inputRequests":{"k":{"method":"a","params":[]}}}"#,
+            ),
+            ("tools/list", r#"{"tools":{"outputSchema":1}}"#),
+            ("tools/call", r#"{"content":[],"content":[]}"#),
+            ("tools/call", r#"{"_meta":7}"#),
+            ("tools/call", "[]"),
+        ] {
+            let refused = to_legacy(method, result).expect_err(result);
+            assert_eq!(refused.code(), 50_200, "{result}");
+        }
+        for result in ["null", "[]", "7", r#"{"a":1,"a":2}"#, r#"{"_meta":7}"#] {
+            let refused = result_to_modern("tools/call", &Bytes::from_static(result.as_bytes()), &facts());
+            assert!(matches!(refused, Err(MapError::Nonsense(_))), "{result}");
+        }
+        let many: Vec<_> = (0..65)
+            .map(|n| format!(r#""k{n}":{{"method":"roots/list"}}"#))
+            .collect();
+        let result = format!(
+            r#"{{"resultType":"input_required","inputRequests":{{{}}}}}"#,
+            many.join(",")
+        );
+        assert!(result_to_legacy("tools/call", &result.into()).is_err());
+    }
+}
