@@ -11,7 +11,8 @@ use std::fmt::Write;
 use aws_lc_rs::rand;
 use bytes::Bytes;
 
-use super::{RpcError, lacks};
+use super::lacks;
+use crate::bridge::message::RpcError;
 use crate::mcp::codes;
 use crate::mcp::object::{Object, quoted};
 
@@ -35,7 +36,7 @@ pub fn asked_to_legacy(method: &str, params: &[u8], client_capabilities: &[u8]) 
         return Err(missing_capability(required));
     }
     let mut all = Object::parse_str(&params).expect("it was just written");
-    if all.text("mode").as_deref() == Some("url") {
+    if method == "elicitation/create" && all.text("mode").as_deref() == Some("url") {
         all.set("elicitationId", quoted(&elicitation_id()));
     }
     let params = all.write().into_owned();
@@ -62,12 +63,7 @@ pub(super) fn elicitation(mut params: Object<'_>) -> String {
 
 /// Rules 1 and 2.
 fn carried(method: &str, params: &[u8]) -> Result<String, RpcError> {
-    let refused = |code, message: &str| RpcError {
-        code,
-        message: message.to_owned(),
-        data: None,
-    };
-    let invalid = |message| refused(codes::INVALID_PARAMS, message);
+    let invalid = |message: &str| RpcError::new(codes::INVALID_PARAMS, message);
     let read = || Object::parse(params).map_err(|_| invalid("params must be an object without repeated keys"));
     match method {
         "elicitation/create" => {
@@ -87,7 +83,7 @@ fn carried(method: &str, params: &[u8]) -> Result<String, RpcError> {
             all.take("_meta");
             Ok(all.write().into_owned())
         }
-        _ => Err(refused(
+        _ => Err(RpcError::new(
             codes::METHOD_NOT_FOUND,
             "the gate does not carry this request to the client",
         )),

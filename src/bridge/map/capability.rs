@@ -10,13 +10,13 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use super::{Facts, MODERN, SERVER_INFO};
+use super::SERVER_INFO;
+use crate::bridge::opening::{LEGACY_VERSIONS, MODERN};
+use crate::bridge::peer::Facts;
 use crate::mcp::object::{Object, quoted};
 
 /// The tasks extension of 2026-07-28.
 const TASKS: &str = "io.modelcontextprotocol/tasks";
-/// Revisions with `initialize`, oldest first.
-const LEGACY: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"];
 
 /// A legacy client's capabilities, for a modern server.
 pub fn client_capabilities_to_modern(capabilities: &[u8]) -> Bytes {
@@ -147,11 +147,12 @@ pub fn lacks(capabilities: &[u8], method: &str, params: &[u8]) -> Option<Bytes> 
 /// The revision is the client's, if it is a legacy one that the server is not known to be too old for; else the newest that
 /// is both.
 pub fn initialize_result(facts: &Facts, requested: &str) -> Bytes {
-    let newest = LEGACY
+    let old_enough = |version: &&str| **version <= *facts.version;
+    let newest = LEGACY_VERSIONS
         .into_iter()
-        .rfind(|version| *version <= &*facts.version)
-        .unwrap_or(LEGACY[LEGACY.len() - 1]);
-    let version = LEGACY
+        .find(old_enough)
+        .unwrap_or(LEGACY_VERSIONS[0]);
+    let version = LEGACY_VERSIONS
         .into_iter()
         .find(|version| *version == requested && *version <= newest)
         .unwrap_or(newest);

@@ -10,7 +10,8 @@
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::{RpcError, is_multi_round_trip};
+use super::is_multi_round_trip;
+use crate::bridge::message::RpcError;
 use crate::mcp::codes;
 use crate::mcp::object::Object;
 

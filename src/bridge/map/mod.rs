@@ -108,8 +108,6 @@ mod notification;
 mod request;
 mod result;
 
-use bytes::Bytes;
-
 use crate::mcp::codes;
 
 pub use asked::{asked_to_legacy, asked_to_modern, missing_capability};
@@ -124,34 +122,12 @@ pub use notification::{
 pub use request::{ClientFacts, Retry, ToLegacy, request_to_legacy, request_to_modern, response};
 pub use result::{InputRequest, ToLegacyResult, result_to_legacy, result_to_modern};
 
-/// The revision that the gate speaks to modern servers.
-const MODERN: &str = "2026-07-28";
 const PROTOCOL_VERSION: &str = "io.modelcontextprotocol/protocolVersion";
 const CLIENT_CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
 const CLIENT_INFO: &str = "io.modelcontextprotocol/clientInfo";
 const LOG_LEVEL: &str = "io.modelcontextprotocol/logLevel";
 const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
 const SUBSCRIPTION_ID: &str = "io.modelcontextprotocol/subscriptionId";
-
-/// What a server said of itself, in `initialize` or `server/discover`.
-#[derive(Clone, Debug)]
-pub struct Facts {
-    pub version: Box<str>,
-    /// Raw JSON.
-    pub capabilities: Bytes,
-    /// Raw JSON.
-    pub server_info: Option<Bytes>,
-    pub instructions: Option<Box<str>>,
-}
-
-/// A JSON-RPC error.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RpcError {
-    pub code: i64,
-    pub message: String,
-    /// Raw JSON.
-    pub data: Option<Bytes>,
-}
 
 /// Why a message has no counterpart in the other era.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -11,7 +11,8 @@
 use bytes::Bytes;
 
 use super::notification::LogLevel;
-use super::{CLIENT_CAPABILITIES, CLIENT_INFO, LOG_LEVEL, MODERN, MapError, PROTOCOL_VERSION, is_multi_round_trip};
+use super::{CLIENT_CAPABILITIES, CLIENT_INFO, LOG_LEVEL, MapError, PROTOCOL_VERSION, is_multi_round_trip};
+use crate::bridge::opening::MODERN;
 use crate::mcp::object::{Object, quoted, unescaped};
 
 /// Answers that one retry may bring.

@@ -17,7 +17,8 @@ use memchr::memmem;
 use serde_json::value::RawValue;
 
 use super::capability::server_info;
-use super::{Facts, MapError, SERVER_INFO, is_multi_round_trip, param_headers};
+use super::{MapError, SERVER_INFO, is_multi_round_trip, param_headers};
+use crate::bridge::peer::Facts;
 use crate::mcp::is_list;
 use crate::mcp::object::Object;
 
