@@ -446,7 +446,7 @@ impl Peer {
             in_flight.events.clone()
         };
         let event = Event::Notification(told);
-        if origin.is_some() {
+        if origin == Some(call) {
             // The call's own stream: who reads slowly slows down nobody else.
             let _ = events.send(event).await;
         } else {

@@ -36,21 +36,28 @@ pub struct Key {
 pub struct Peers(Mutex<HashMap<Key, Arc<Slot>>>);
 
 #[derive(Default)]
-struct Slot(tokio::sync::Mutex<Option<Arc<Peer>>>);
+struct Slot(tokio::sync::Mutex<Place>);
+
+#[derive(Default)]
+struct Place {
+    peer: Option<Arc<Peer>>,
+    /// When opening it failed last.
+    failed: Option<Instant>,
+}
 
 impl Slot {
-    /// Since when nobody needs it; `None` while somebody does, or it is being opened.
-    fn idle_since(&self) -> Option<Instant> {
-        let peer = self.0.try_lock().ok()?;
-        match &*peer {
-            Some(peer) if !peer.ended().is_cancelled() => peer.idle_since(),
+    /// For how long nobody has needed it; `None` while somebody does, or it is being opened.
+    fn idle_for(&self) -> Option<Duration> {
+        let place = self.0.try_lock().ok()?;
+        match &place.peer {
+            Some(peer) if !peer.ended().is_cancelled() => peer.idle_since().map(|since| since.elapsed()),
             // An opening that failed, or a connection that is over.
-            _ => Some(Instant::now() - Duration::from_secs(86_400)),
+            _ => Some(Duration::MAX),
         }
     }
 
     fn end(&self) {
-        let Some(peer) = self.0.try_lock().ok().and_then(|mut peer| peer.take()) else {
+        let Some(peer) = self.0.try_lock().ok().and_then(|mut place| place.peer.take()) else {
             return;
         };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -73,25 +80,29 @@ impl Peers {
         let slot = self
             .slot(key)
             .ok_or_else(|| UpstreamError::Busy { endpoint: name.clone() })?;
+        let asked = Instant::now();
         let mut place = slot.0.lock().await;
-        if let Some(peer) = place.as_ref().filter(|peer| !peer.ended().is_cancelled()) {
+        if let Some(peer) = place.peer.as_ref().filter(|peer| !peer.ended().is_cancelled()) {
             return Ok(peer.clone());
         }
-        let peer = open().await?;
-        *place = Some(peer.clone());
-        Ok(peer)
+        if place.failed.is_some_and(|failed| failed >= asked) {
+            // Whoever waited for an opening that failed would each wait for their own.
+            return Err(UpstreamError::Unavailable { endpoint: name.clone() }.into());
+        }
+        let opened = open().await;
+        match &opened {
+            Ok(peer) => place.peer = Some(peer.clone()),
+            Err(_) => place.failed = Some(Instant::now()),
+        }
+        opened
     }
 
     /// Ends what nobody needed for that long.
     pub fn end_idle(&self, after: Duration) {
-        let now = Instant::now();
         self.slots().retain(|_, slot| {
             // Somebody who has the slot is about to use it.
             let unused = Arc::strong_count(slot) == 1;
-            let idle = unused
-                && slot
-                    .idle_since()
-                    .is_some_and(|since| now.duration_since(since) >= after);
+            let idle = unused && slot.idle_for().is_some_and(|idle| idle >= after);
             if idle {
                 slot.end();
             }
@@ -103,7 +114,7 @@ impl Peers {
     pub async fn close(&self) {
         let slots = std::mem::take(&mut *self.slots());
         let closing = slots.into_values().map(|slot| async move {
-            let peer = slot.0.lock().await.take();
+            let peer = slot.0.lock().await.peer.take();
             if let Some(peer) = peer {
                 peer.close().await;
             }
@@ -147,8 +158,8 @@ fn make_room(slots: &mut HashMap<Key, Arc<Slot>>, among: impl Fn(&Key) -> bool) 
     let idle = slots
         .iter()
         .filter(|(key, slot)| among(key) && Arc::strong_count(slot) == 1)
-        .filter_map(|(key, slot)| Some((slot.idle_since()?, key)));
-    let (_, key) = idle.min_by_key(|(since, _)| *since)?;
+        .filter_map(|(key, slot)| Some((slot.idle_for()?, key)));
+    let (_, key) = idle.max_by_key(|(idle, _)| *idle)?;
     let key = key.clone();
     slots.remove(&key)?.end();
     Some(())
@@ -193,5 +204,122 @@ pub async fn begin(
             Ok(Err(Lost::Session)) if again => again = false,
             Ok(Err(lost)) => return Err(lost.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::bridge::testing::{Server, ask};
+
+    fn key(person: u8, client: u8) -> Key {
+        Key {
+            person: [person; 32],
+            client: [client; 32],
+        }
+    }
+
+    async fn get(peers: &Peers, key: &Key, peer: &Arc<Peer>) -> Result<Arc<Peer>, Rejection> {
+        peers.get(key, &"r".into(), async || Ok(peer.clone())).await
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_opened_once_for_all_who_ask() {
+        let mut server = Server::start().await;
+        let peer = server.session().await;
+        let (peers, opened) = (Peers::default(), AtomicUsize::new(0));
+        let ask = async || {
+            let open = async || {
+                opened.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+                Ok(peer.clone())
+            };
+            peers.get(&key(1, 1), &"r".into(), open).await
+        };
+        let all = futures_util::future::join_all((0..20).map(|_| ask())).await;
+        assert!(all.iter().all(Result::is_ok));
+        assert_eq!(opened.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn who_waited_for_an_opening_that_failed_does_not_try_in_turn() {
+        let (peers, opened) = (Peers::default(), AtomicUsize::new(0));
+        let ask = async || {
+            let open = async || {
+                opened.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+                Err(Rejection::CredentialRefused)
+            };
+            peers.get(&key(1, 1), &"r".into(), open).await
+        };
+        let all = futures_util::future::join_all((0..20).map(|_| ask())).await;
+        assert!(all.iter().all(Result::is_err));
+        assert_eq!(opened.load(Ordering::Relaxed), 1);
+        assert!(ask().await.is_err());
+        assert_eq!(opened.load(Ordering::Relaxed), 2, "the next one tries");
+    }
+
+    #[tokio::test]
+    async fn a_person_with_too_many_loses_an_idle_one_and_never_one_at_work() {
+        let mut server = Server::start().await;
+        let peers = Peers::default();
+        let (mut working, mut unanswered) = (Vec::new(), Vec::new());
+        for client in 0..8 {
+            let peer = server.session().await;
+            get(&peers, &key(1, client), &peer).await.expect("there is room");
+            working.push(peer.request(ask("tools/call", "{}")));
+            unanswered.push(server.came().await.events());
+        }
+        let peer = server.session().await;
+        let refused = get(&peers, &key(1, 9), &peer).await.err();
+        assert!(
+            matches!(refused, Some(Rejection::Upstream(UpstreamError::Busy { .. }))),
+            "{refused:?}"
+        );
+        get(&peers, &key(2, 9), &peer).await.expect("somebody else has room");
+        drop(working.remove(3));
+        get(&peers, &key(1, 9), &peer).await.expect("an idle one made room");
+        assert_eq!(peers.len(), 9);
+        assert!(!peers.slots().contains_key(&key(1, 3)));
+    }
+
+    #[tokio::test]
+    async fn one_that_nobody_needed_is_ended_and_the_server_told() {
+        let mut server = Server::start().await;
+        let (idle, busy) = (server.session().await, server.session().await);
+        let peers = Peers::default();
+        get(&peers, &key(1, 1), &idle).await.expect("there is room");
+        get(&peers, &key(1, 2), &busy).await.expect("there is room");
+        let _call = busy.request(ask("tools/call", "{}"));
+        let _unanswered = server.came().await.events();
+        peers.end_idle(Duration::from_secs(3600));
+        assert_eq!(peers.len(), 2);
+        peers.end_idle(Duration::ZERO);
+        assert_eq!(peers.len(), 1);
+        let came = server.came().await;
+        assert_eq!(came.method, http::Method::DELETE);
+        came.status(200);
+    }
+
+    #[tokio::test]
+    async fn r51_a_request_whose_session_was_forgotten_is_sent_again_once() {
+        let mut server = Server::start().await;
+        let (first, second) = (server.session().await, server.session().await);
+        let peers = Peers::default();
+        let sessions = Mutex::new(vec![second, first]);
+        let connect = async || {
+            let open = async || Ok(sessions.lock().expect("no panic").pop().expect("two will do"));
+            peers.get(&key(1, 1), &"r".into(), open).await
+        };
+        let beginning = begin(connect, ask("tools/list", "{}"), Duration::from_secs(10));
+        let serving = async {
+            server.came().await.status(404);
+            server.came().await.result(None, "{}");
+        };
+        let (begun, ()) = tokio::join!(beginning, serving);
+        let begun = begun.expect("an answer");
+        assert!(matches!(begun.first, Some(Event::Answer(Ok(_)))), "{:?}", begun.first);
     }
 }
