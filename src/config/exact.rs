@@ -207,7 +207,7 @@ fn diagnostics_are_these() {
         ),
         (
             "routes:\n  r:\n    path: /m\n    anonymous: true\n    upstream: {urls: 'http://h/', breaker: {}}",
-            "p.yaml:5:35: routes.r.upstream.breaker: unknown key \"breaker\"; known here: urls, transport, command, env, directory, shared, processes, process_idle_timeout, balance, health, ca, client_certificate, client_key, response_timeout, forward_headers, connect_timeout, idle_timeout",
+            "p.yaml:5:35: routes.r.upstream.breaker: unknown key \"breaker\"; known here: urls, transport, era, command, env, directory, shared, processes, process_idle_timeout, balance, health, ca, client_certificate, client_key, response_timeout, forward_headers, connect_timeout, idle_timeout",
         ),
         (
             "routes:\n  r:\n    path: /m\n    anonymous: true\n    upstream: {urls: 'http://h/', forward_headers: [x-a, Authorization]}",

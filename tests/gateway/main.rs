@@ -12,6 +12,7 @@ mod interop;
 mod issuers;
 mod limits;
 mod mirror;
+mod processes;
 mod promises;
 mod refusals;
 mod regressions;
