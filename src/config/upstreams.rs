@@ -75,7 +75,8 @@ pub(super) fn upstream_section(section: &Section<'_>, directory: &Path) -> Optio
         );
     }
     let command = section.has("command");
-    if transport.is_some_and(|transport| (transport == Transport::Stdio) != command) {
+    let named = transport.filter(|transport| *transport != Transport::Auto);
+    if named.is_some_and(|transport| (transport == Transport::Stdio) != command) {
         section.error_at(
             "transport",
             "stdio and command go together",

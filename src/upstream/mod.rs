@@ -228,6 +228,9 @@ impl Upstream {
 
     /// Checks the endpoints' health for as long as it is polled; returns at once when no check is configured.
     pub async fn check_forever(&self) {
+        if let Some(processes) = &self.processes {
+            processes.report();
+        }
         for index in 0..self.endpoints.len() {
             self.report(index);
         }

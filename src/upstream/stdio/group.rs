@@ -1,15 +1,22 @@
 //! A process and its group: started, signalled and reaped.
 //!
 //! While the leader isn't reaped its number is its own, and so is the group's: signals are sent before, never after.
+//! Where the gate is its machine's first process, as in a container without an init, the others of the group become its
+//! children when their parents are gone, and are reaped as well.
 
 use std::io;
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process_group, waitid, waitpgid};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
+use tokio::time::timeout;
 
 use crate::config;
+
+/// How long is waited for orphans that were killed: they may sleep where no signal reaches them.
+const ORPHANS: Duration = Duration::from_secs(1);
 
 /// A process that leads a group. Dropped before it is reaped, the group is killed.
 pub struct Group {
@@ -79,10 +86,21 @@ impl Group {
         let _ = kill_process_group(self.leader, signal);
     }
 
-    /// Kills what is left of the group, and reaps the leader.
+    /// Kills what is left of the group, and reaps the leader, and whoever else of it is our child by now.
     pub async fn end(mut self) -> io::Result<ExitStatus> {
         self.signal(Signal::KILL);
-        self.child.wait().await
+        let status = self.child.wait().await;
+        let _ = timeout(ORPHANS, self.reap_orphans()).await;
+        status
+    }
+
+    async fn reap_orphans(&mut self) {
+        // None of them means an error, which is what it is nearly always.
+        while let Ok(reaped) = waitpgid(self.leader, WaitOptions::NOHANG) {
+            if reaped.is_none() {
+                self.ended.recv().await;
+            }
+        }
     }
 }
 

@@ -21,7 +21,8 @@ const MOST_JUNK: u32 = 100;
 const CHUNK: usize = 64 * 1024;
 /// Messages up to this size are copied out, so that one that is kept doesn't keep its neighbours' memory.
 const SMALL: usize = 16 * 1024;
-/// How long is read what a process left behind in its pipe, where somebody who left its group holds that open.
+/// How long is still read what a process says once it is asked to end, or left behind in a pipe that somebody who left
+/// its group holds open.
 const LEFTOVERS: Duration = Duration::from_secs(1);
 
 /// The messages of a process. Dropping it ends the process.
@@ -33,7 +34,7 @@ pub struct ChildLines {
     junk: u32,
     /// Whether it was said already that it writes something else.
     told: bool,
-    /// Known once the process is gone.
+    /// Known once the process is gone, or asked to go.
     deadline: Option<Instant>,
     over: bool,
     orders: mpsc::Sender<Why>,

@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use child::ChildWriter;
@@ -37,6 +37,9 @@ pub use lines::ChildLines;
 use super::{UpstreamEvent, UpstreamEvents};
 use crate::config::{self, executable};
 use backoff::Backoff;
+
+/// More than the end of a process takes, unless it sleeps where no signal reaches it.
+const UNKILLABLE: Duration = Duration::from_secs(10);
 
 /// Whose a process is: the hash of issuer and subject, or anything constant where one is shared.
 pub type Owner = [u8; 32];
@@ -217,11 +220,16 @@ impl Processes {
         (*until > Instant::now()).then(|| why.clone())
     }
 
-    /// Ends them all, and waits until they are reaped. No more are started.
+    /// Says whether one would do.
+    pub fn report(&self) {
+        self.shared.report(self.trouble().is_none());
+    }
+
+    /// Ends them all, and waits until they are reaped, save one that not even SIGKILL ends. No more are started.
     pub async fn close(&self) {
         self.closing.cancel();
         let all = u32::try_from(self.config.processes).expect("at most a million");
-        let _ = self.shared.places.acquire_many(all).await;
+        let _ = timeout(UNKILLABLE, self.shared.places.acquire_many(all)).await;
     }
 }
 
