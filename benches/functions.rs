@@ -1,4 +1,5 @@
-//! What one request costs where it costs anything: the token, the envelope, the decision, the stream, the seal.
+//! What one request costs where it costs anything: the token, the envelope, the decision, the stream, the seal, and the
+//! mapping between eras.
 //!
 //! `cargo bench --bench functions`; `cargo test --benches` runs each once.
 
@@ -17,6 +18,8 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue};
 use portcullis::authn::{Authenticator, Principal, RouteAuth, Sender};
+use portcullis::bridge::map::{result_to_legacy, result_to_modern};
+use portcullis::bridge::peer::Facts;
 use portcullis::cli::demo::issuer::DevelopmentIssuer;
 use portcullis::clock::Clock;
 use portcullis::config::Config;
@@ -303,5 +306,41 @@ fn seal(bench: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(functions, token, envelope, decision, stream, seal);
+/// Results of a server of the other era.
+fn mapping(bench: &mut Criterion) {
+    let facts = Facts {
+        version: "2025-11-25".into(),
+        capabilities: Bytes::from_static(b"{}"),
+        server_info: Some(json!({"name": "notes", "version": "1.4.2"}).to_string().into()),
+        instructions: None,
+    };
+    let call = json!({"content": [{"type": "text", "text": "x".repeat(1_900)}], "structuredContent": {"found": 3},
+        "isError": false, "_meta": {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01"}});
+    let tools: Vec<_> = (0..128)
+        .map(|number| {
+            json!({"name": format!("tool_{number}"), "description": "Looks for what the words describe.",
+            "inputSchema": {"type": "object", "properties": {"words": {"type": "string"}, "limit": {"type": "integer"}}},
+            "outputSchema": {"type": "object", "properties": {"found": {"type": "integer"}}},
+            "execution": {"taskSupport": "optional"}})
+        })
+        .collect();
+    let mut group = bench.benchmark_group("mapping");
+    for (name, method, result) in [
+        ("2 KB call", "tools/call", call),
+        ("128 tools", "tools/list", json!({"tools": tools})),
+    ] {
+        let legacy = Bytes::from(result.to_string());
+        let modern = result_to_modern(method, &legacy, &facts).expect("a good result");
+        group.throughput(Throughput::Bytes(legacy.len() as u64));
+        group.bench_function(format!("{name} to a modern client"), |b| {
+            b.iter(|| result_to_modern(method, black_box(&legacy), &facts).expect("a good result"));
+        });
+        group.bench_function(format!("{name} to a legacy client"), |b| {
+            b.iter(|| result_to_legacy(method, black_box(&modern)).expect("a good result"));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(functions, token, envelope, decision, stream, seal, mapping);
 criterion_main!(functions);
