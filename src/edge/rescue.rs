@@ -23,7 +23,7 @@ use super::journey::{CallNotes, Journey};
 use super::rejection::{Refused, Rejection};
 use crate::authn::{AuthnError, Challenge, Principal, dpop};
 use crate::config::Denials;
-use crate::mcp::{self, Era, Id, Kind, codes};
+use crate::mcp::{self, AgreementError, Era, Id, Kind, codes};
 use crate::metadata::MirrorError;
 use crate::policy::Decision;
 use crate::reply;
@@ -108,6 +108,7 @@ async fn record(audit: &Audit, journey: &Journey, rejection: &Rejection) {
         Rejection::UnknownSession => "unknown_session",
         Rejection::ForeignSession => "foreign_session",
         Rejection::Envelope(_) => "envelope",
+        Rejection::Agreement(AgreementError::Removed) => "method",
         Rejection::Agreement(_) => "header_mismatch",
         Rejection::BodyTooLarge { .. } => "body_too_large",
         Rejection::BodyTimeout | Rejection::BodyBroken => "body",
@@ -208,6 +209,12 @@ fn failure(rejection: &Rejection, journey: &Journey) -> Failure {
         Rejection::BodyTimeout => plain(S::REQUEST_TIMEOUT, 40_800),
         Rejection::BodyBroken => plain(S::BAD_REQUEST, codes::PARSE_ERROR),
         Rejection::Envelope(error) => plain(S::BAD_REQUEST, error.code()),
+        Rejection::Agreement(error @ AgreementError::Removed) => plain(S::NOT_FOUND, error.code()),
+        Rejection::Agreement(error @ AgreementError::Unsupported { requested }) => Failure {
+            // Those that a client can name in a request of its own, as it did here; the others begin with `initialize`.
+            data: Some(json!({"supported": ["2026-07-28"], "requested": requested})),
+            ..plain(S::BAD_REQUEST, error.code())
+        },
         Rejection::Agreement(error) => plain(S::BAD_REQUEST, error.code()),
         Rejection::UnknownSession => plain(S::NOT_FOUND, 40_400),
         Rejection::ForeignSession => plain(S::FORBIDDEN, codes::FORBIDDEN),

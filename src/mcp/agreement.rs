@@ -6,6 +6,10 @@
 //!    Notifications need no `Mcp-Method`.
 //! 3. Batches exist only under 2025-03-26, whose requests carry no version header or that one.
 //! 4. A header that decides something comes once.
+//! 5. A request whose header and body name the same version is answered in that version's terms, or, when it is none that
+//!    could be ("v9"), with the ones there are (MCP 2026-07-28, "Protocol Version Negotiation").
+//! 6. Subscribing to one resource is a method that 2026-07-28 has removed. A server that still knew it would have to be kept
+//!    by the rules for resources, which a request without a URI gives nothing to go by; so a modern request can't name it.
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderValue};
@@ -36,8 +40,15 @@ pub enum AgreementError {
     Undecodable(&'static str),
     #[error("MCP-Protocol-Version is not a protocol version")]
     NoVersion,
+    #[error("Unsupported protocol version")]
+    Unsupported {
+        /// As the request spells it.
+        requested: Box<str>,
+    },
     #[error("params._meta lacks {0}, which this revision requires")]
     MissingMeta(&'static str),
+    #[error("this revision has no such method")]
+    Removed,
     #[error("batches exist only in revision 2025-03-26")]
     Batch,
 }
@@ -47,7 +58,9 @@ impl AgreementError {
     pub fn code(&self) -> i64 {
         match self {
             Self::Missing(_) | Self::Mismatch(_) | Self::Undecodable(_) | Self::NoVersion => codes::HEADER_MISMATCH,
+            Self::Unsupported { .. } => codes::UNSUPPORTED_VERSION,
             Self::MissingMeta(_) => codes::INVALID_PARAMS,
+            Self::Removed => codes::METHOD_NOT_FOUND,
             Self::Batch => codes::INVALID_REQUEST,
         }
     }
@@ -79,17 +92,18 @@ pub fn repeated(headers: &HeaderMap) -> Option<&'static str> {
 /// The era of a request whose headers and body agree.
 ///
 /// # Errors
-/// -32020 when they don't, -32602 when `_meta` lacks a required field, -32600 for a batch outside 2025-03-26.
+/// -32020 when they don't, -32022 when they agree on a version that can't be one, -32602 when `_meta` lacks a required field,
+/// -32601 for a method that the revision removed, -32600 for a batch outside 2025-03-26.
 pub fn agree(headers: &HeaderMap, payload: &Payload) -> Result<Era, AgreementError> {
     let version = match headers.get(VERSION) {
         None => None,
-        Some(value) => Some(
-            value
-                .to_str()
-                .ok()
-                .filter(|version| is_version(version))
-                .ok_or(AgreementError::NoVersion)?,
-        ),
+        Some(value) => {
+            let version = value.to_str().map_err(|_| AgreementError::NoVersion)?;
+            if !is_version(version) {
+                return Err(no_version(version, payload));
+            }
+            Some(version)
+        }
     };
     match payload {
         Payload::Batch(messages) => {
@@ -106,6 +120,17 @@ pub fn agree(headers: &HeaderMap, payload: &Payload) -> Result<Era, AgreementErr
             }
             modern(headers, version, message).map(|()| Era::Modern)
         }
+    }
+}
+
+fn no_version(in_header: &str, payload: &Payload) -> AgreementError {
+    match payload {
+        Payload::Single(message) if message.meta.protocol_version.as_deref() == Some(in_header) => {
+            AgreementError::Unsupported {
+                requested: in_header.into(),
+            }
+        }
+        _ => AgreementError::NoVersion,
     }
 }
 
@@ -152,6 +177,9 @@ fn modern(headers: &HeaderMap, version: Option<&str>, message: &Message) -> Resu
         Some(_) if message.kind == Kind::Request && !message.meta.has_client_capabilities => Err(
             AgreementError::MissingMeta("io.modelcontextprotocol/clientCapabilities"),
         ),
+        Some(_) if matches!(&*message.method, "resources/subscribe" | "resources/unsubscribe") => {
+            Err(AgreementError::Removed)
+        }
         Some(_) => Ok(()),
     }
 }
@@ -219,6 +247,10 @@ mod tests {
             r#""name":"a","_meta":{"io.modelcontextprotocol/protocolVersion":"2026-08-01","io.modelcontextprotocol/clientCapabilities":{}}"#,
         );
         let no_capabilities = call(r#""name":"a","_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}"#);
+        let none = call(&format!(r#""name":"a",{}"#, META.replace("2026-07-28", "v9")));
+        let bare_subscribe = call(r#""uri":"a://b""#).replace("tools/call", "resources/subscribe");
+        let subscribe = call(&format!(r#""uri":"a://b",{META}"#)).replace("tools/call", "resources/subscribe");
+        let unsubscribe = subscribe.replace("subscribe", "unsubscribe");
         use AgreementError as E;
         let table: Vec<Row<'_>> = vec![
             (vec![v, m, (NAME, "a")], &whole, Ok(Era::Modern)),
@@ -266,6 +298,19 @@ mod tests {
                 Err(E::MissingMeta("io.modelcontextprotocol/clientCapabilities")),
             ),
             (vec![(VERSION, "latest")], &bare, Err(E::NoVersion)),
+            (vec![(VERSION, "latest")], &whole, Err(E::NoVersion)),
+            (
+                vec![(VERSION, "v9"), m, (NAME, "a")],
+                &none,
+                Err(E::Unsupported { requested: "v9".into() }),
+            ),
+            (vec![v, (METHOD, "resources/subscribe")], &subscribe, Err(E::Removed)),
+            (
+                vec![v, (METHOD, "resources/unsubscribe")],
+                &unsubscribe,
+                Err(E::Removed),
+            ),
+            (vec![(VERSION, "2025-11-25")], &bare_subscribe, Ok(Era::Legacy)),
             (vec![v], r#"[{"jsonrpc":"2.0","id":1,"method":"ping"}]"#, Err(E::Batch)),
             (
                 vec![(VERSION, "2025-06-18")],

@@ -14,7 +14,7 @@ use super::upstream::Upstream;
 
 const TOKENS: usize = 33;
 const ENVELOPE: usize = 34;
-const AGREEMENT: usize = 16;
+const AGREEMENT: usize = 18;
 const ADDRESSING: usize = 25;
 const SESSIONS: usize = 14;
 const POLICY: usize = 28;
@@ -486,6 +486,22 @@ async fn agreement_r49() {
             "a version that is none",
             echo.clone().set("mcp-protocol-version", "latest"),
         ),
+        case(
+            "a version that is none, in both",
+            with_meta(json!({
+                "io.modelcontextprotocol/protocolVersion": "v9",
+                "io.modelcontextprotocol/clientCapabilities": {},
+            }))
+            .set("mcp-protocol-version", "v9"),
+            400,
+            -32_022,
+        ),
+        case(
+            "a method that the revision removed",
+            Shot::modern(&token, "resources/subscribe", json!({"uri": "memo://greeting"})),
+            404,
+            -32_601,
+        ),
         mismatch(
             "a modern answer",
             echo.clone().body(r#"{"jsonrpc":"2.0","id":7,"result":{}}"#),
@@ -785,9 +801,14 @@ async fn policy() {
             "by encoded dot segments",
             modern("resources/read", json!({"uri": "note://public/%2e%2e/private/1"})),
         ),
-        no(
+        case(
             "subscribe",
-            Shot::modern(&reader, "resources/subscribe", json!({"uri": "note://private/1"})),
+            Shot::post(
+                &reader,
+                r#"{"jsonrpc":"2.0","id":7,"method":"resources/subscribe","params":{"uri":"note://private/1"}}"#,
+            ),
+            200,
+            40_300,
         ),
         no(
             "listen",
