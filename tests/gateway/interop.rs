@@ -109,7 +109,7 @@ const fn client(name: &'static str, program: &'static str, arguments: &'static [
 }
 
 /// Rules that let everything through, so that every reply is looked at.
-const INSPECTED: &str = "    tools: {rules: [{allow: [\"*\"]}]}
+pub(super) const INSPECTED: &str = "    tools: {rules: [{allow: [\"*\"]}]}
     resources: {rules: [{allow: [\"*\"]}]}
     prompts: {rules: [{allow: [\"*\"]}]}
 ";

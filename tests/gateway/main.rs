@@ -5,6 +5,7 @@ mod budget;
 mod callers;
 mod certificates;
 mod commands;
+mod conformance;
 mod demo;
 mod gate;
 mod hops;

@@ -1,0 +1,72 @@
+//! The conformance server, started in one era and on one transport.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use portcullis::cli::demo::loopback::Loopback;
+use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
+use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tower::Service;
+
+use super::handler::Handler;
+
+/// Which revisions it speaks: nothing but these.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Era {
+    /// 2026-07-28.
+    Modern,
+    /// The handshake's, up to 2025-11-25.
+    Legacy,
+}
+
+impl Era {
+    /// The one that a revision belongs to.
+    pub(super) fn of(revision: &str) -> Self {
+        if revision < "2026-07-28" {
+            Self::Legacy
+        } else {
+            Self::Modern
+        }
+    }
+}
+
+/// A running server over Streamable HTTP; dropping it stops it.
+pub(super) struct HttpServer {
+    server: Loopback,
+    _sessions: DropGuard,
+}
+
+impl HttpServer {
+    pub(super) async fn start(era: Era) -> Self {
+        let sessions = CancellationToken::new();
+        let config = StreamableHttpServerConfig::default()
+            .with_legacy_session_mode(era == Era::Legacy)
+            .with_sse_keep_alive(None)
+            .with_cancellation_token(sessions.clone());
+        let handler = Handler::new(era);
+        let manager = Arc::new(LocalSessionManager::default());
+        let mcp = StreamableHttpService::new(move || Ok(handler.instance()), manager, config);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let mut mcp = mcp.clone();
+            async move {
+                match mcp.call(request).await {
+                    Ok(response) => Ok::<_, Infallible>(response),
+                    Err(never) => match never {},
+                }
+            }
+        });
+        Self {
+            server: Loopback::serve(0, service).await.expect("loopback has a free port"),
+            _sessions: sessions.drop_guard(),
+        }
+    }
+
+    /// The MCP endpoint.
+    pub(super) fn url(&self) -> String {
+        format!("{}/mcp", self.server.origin())
+    }
+}
