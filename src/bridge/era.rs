@@ -9,11 +9,15 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use http::StatusCode;
+use serde::Deserialize;
 
 use super::message::RpcError;
 use super::peer::{Lost, ServerEra};
 use crate::config::{self, Transport};
 use crate::mcp::codes;
+
+/// The first modern revision.
+const FIRST_MODERN: &str = "2026-07-28";
 
 /// What a server is known to speak.
 #[derive(Debug)]
@@ -112,6 +116,8 @@ pub enum Verdict {
 /// Judges an error that came with a status.
 pub fn of_error(status: StatusCode, error: &RpcError) -> Verdict {
     match error.code {
+        // A legacy server may know the error, and say with it that it speaks nothing modern.
+        codes::UNSUPPORTED_VERSION if speaks_legacy_alone(error) => Verdict::Is(ServerEra::Legacy),
         codes::UNSUPPORTED_VERSION | codes::MISSING_CAPABILITY | codes::HEADER_MISMATCH => {
             Verdict::Is(ServerEra::Modern)
         }
@@ -119,6 +125,19 @@ pub fn of_error(status: StatusCode, error: &RpcError) -> Verdict {
         codes::METHOD_NOT_FOUND if status == StatusCode::NOT_FOUND => Verdict::Is(ServerEra::Modern),
         _ => of_status(status),
     }
+}
+
+/// Whether all versions that an error names are legacy ones; versions are dates, and compare as text.
+fn speaks_legacy_alone(error: &RpcError) -> bool {
+    #[derive(Deserialize)]
+    struct Data {
+        supported: Vec<String>,
+    }
+    let data = error.data.as_ref();
+    let data = data.and_then(|data| serde_json::from_slice::<Data>(data).ok());
+    data.is_some_and(|data| {
+        !data.supported.is_empty() && data.supported.iter().all(|version| &**version < FIRST_MODERN)
+    })
 }
 
 /// Judges a status whose body said nothing.
@@ -182,6 +201,19 @@ mod tests {
             );
         }
         assert_eq!(of_loss(&Lost::Session), Verdict::Inconclusive);
+        for (data, verdict) in [
+            (r#"{"supported":["2025-11-25","2025-06-18"]}"#, Verdict::Is(Legacy)),
+            (r#"{"supported":["2025-11-25","2026-07-28"]}"#, Verdict::Is(Modern)),
+            (r#"{"supported":["2099-01-01"]}"#, Verdict::Is(Modern)),
+            (r#"{"supported":[]}"#, Verdict::Is(Modern)),
+            (r#"{}"#, Verdict::Is(Modern)),
+        ] {
+            let error = RpcError {
+                data: Some(data.into()),
+                ..error(-32_022)
+            };
+            assert_eq!(of_error(StatusCode::BAD_REQUEST, &error), verdict, "{data}");
+        }
     }
 
     #[test]
