@@ -3,8 +3,8 @@
 //! 1. The method decides first: what an endpoint doesn't take is 405 with `Allow`.
 //! 2. A message is `application/json`, uncompressed (415), within the route's limit (413) and the listener's time (408).
 //! 3. The envelope is parsed once, strictly; then headers and body must tell the same story.
-//! 4. On an HTTP+SSE upstream the MCP endpoint takes only GET: the 405 has no JSON-RPC body, so that clients of later
-//!    revisions fall back (MCP 2025-11-25, "Backwards Compatibility").
+//! 4. On an HTTP+SSE upstream the MCP endpoint takes only GET of legacy clients: the 405 has no JSON-RPC body, so that those
+//!    of later revisions fall back (MCP 2025-11-25, "Backwards Compatibility").
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -91,12 +91,6 @@ where
         } = known;
         let transport = route.config.upstream.transport;
         let form = match (door, request.method()) {
-            (Door::Mcp, &Method::POST) if transport == Transport::Sse => {
-                return Err(Rejection::MethodNotAllowed {
-                    allow: "GET",
-                    bare: true,
-                });
-            }
             (Door::Mcp, &Method::DELETE) if transport == Transport::Sse => {
                 return Err(Rejection::MethodNotAllowed {
                     allow: "GET",
@@ -173,6 +167,12 @@ impl Intake {
             stream: stream.clone(),
         });
         let era = era.map_err(Rejection::Agreement)?;
+        if door == Door::Mcp && era == Era::Legacy && route.config.upstream.transport == Transport::Sse {
+            return Err(Rejection::MethodNotAllowed {
+                allow: "GET, POST",
+                bare: true,
+            });
+        }
         let form = match (door, stream) {
             (Door::Mcp, _) => Form::Post { era, payload, body },
             (Door::Messages, Some(stream)) => Form::Message { stream, payload, body },

@@ -175,8 +175,10 @@ impl Running {
     pub async fn shutdown(mut self) {
         self.control.lasting.closing.cancel();
         let _ = (&mut self.serving).await;
-        // Nobody calls any more: what is left of the servers that are commands has nothing to do.
+        // Nobody calls any more.
         let generation = self.control.current.load_full();
+        generation.end_bridges().await;
+        // What is left of the servers that are commands has nothing to do.
         let processes = generation.routes.iter().filter_map(|route| route.upstream.processes());
         join_all(processes.map(|processes| processes.close())).await;
         self.background.shutdown().await;

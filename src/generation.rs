@@ -3,8 +3,8 @@
 //! 1. A reload makes another generation and puts it in the first one's place, whole: a request is served by one
 //!    configuration from its beginning to its end.
 //! 2. Connections, sessions, metrics and the audit log outlive generations; so do the issuers' keys and metadata, where the
-//!    same issuer is asked for them in the same way, and a route's processes where its command is the same. Pools, caches and
-//!    balancers are made anew.
+//!    same issuer is asked for them in the same way, a route's processes where its command is the same, and what its bridge
+//!    keeps where server and credential are. Pools, caches and balancers are made anew.
 //! 3. What an old generation still carries it carries to the end; its background tasks end with it.
 
 use std::convert::Infallible;
@@ -21,8 +21,9 @@ use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use crate::authn::{AuthEvent, Authenticator, RouteAuth};
+use crate::bridge::Bridge;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::credential::CredentialSource;
 use crate::edge::Body;
 use crate::edge::access::Front;
@@ -132,6 +133,8 @@ impl Generation {
         for route in &routes {
             let upstream = route.upstream.clone();
             background.spawn(async move { upstream.check_forever().await });
+            let bridge = route.bridge.clone();
+            background.spawn(async move { bridge.tend_forever().await });
         }
         Ok(Self {
             url,
@@ -141,6 +144,11 @@ impl Generation {
             front,
             _background: background,
         })
+    }
+
+    /// Ends what the routes keep open to their servers, and waits until those know, or had 5 s to.
+    pub async fn end_bridges(&self) {
+        futures_util::future::join_all(self.routes.iter().map(|route| route.bridge.close())).await;
     }
 
     /// Says which routes are open, and to whom.
@@ -230,6 +238,7 @@ pub(crate) fn routes(
                 resource_metadata: vouched.then(|| metadata::resource_metadata_url(&origin, &route.path)),
                 challenge_scopes: route.asked_scopes(route.policy.required_scopes()),
                 resource,
+                bridge: bridge(route, &upstream, before),
                 upstream,
                 credential,
                 limits: limits.route(&route.name, route.limits),
@@ -238,6 +247,19 @@ pub(crate) fn routes(
             }))
         })
         .collect()
+}
+
+/// The route's bridge: as it was, where that still leads to the same server with the same credential.
+fn bridge(route: &config::Route, upstream: &Arc<Upstream>, before: &[Arc<Route>]) -> Arc<Bridge> {
+    let same = before.iter().find(|before| {
+        before.config.name == route.name
+            && before.config.upstream == route.upstream
+            && before.config.credential == route.credential
+    });
+    Arc::new(match same {
+        Some(before) => before.bridge.carried_on(upstream.clone()),
+        None => Bridge::new(&route.upstream, upstream.clone()),
+    })
 }
 
 fn well_known(url: &str, routes: &[Arc<Route>], certificates: bool, mirrors: &Mirrors) -> WellKnownLayer {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use http::Request;
 
 use crate::authn::RouteAuth;
+use crate::bridge::Bridge;
 use crate::config;
 use crate::credential::CredentialSource;
 use crate::edge::{Arrival, Check, Journey, Rejection};
@@ -28,6 +29,8 @@ pub struct Route {
     /// The route's scopes as clients ask for them, for challenges.
     pub challenge_scopes: Vec<String>,
     pub upstream: Arc<Upstream>,
+    /// For callers that don't speak as the upstream does.
+    pub bridge: Arc<Bridge>,
     pub credential: CredentialSource,
     pub limits: Arc<RouteLimits>,
     pub metrics: Arc<RouteMetrics>,

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::message::RpcError;
 use super::peer::{Lost, ServerEra};
 use crate::config::{self, Transport};
-use crate::mcp::codes;
+use crate::mcp::{MessageOutcome, Scanner, codes};
 
 /// The first modern revision.
 const FIRST_MODERN: &str = "2026-07-28";
@@ -146,6 +146,18 @@ pub fn of_status(status: StatusCode) -> Verdict {
         401 | 403 | 408 | 425 | 429 => Verdict::Inconclusive,
         status if status >= 500 => Verdict::Inconclusive,
         _ => Verdict::Is(ServerEra::Legacy),
+    }
+}
+
+/// Whether an error that came with a status is one that only modern servers have.
+pub fn is_modern_answer(status: StatusCode, body: &[u8]) -> bool {
+    let mut scanner = Scanner::default();
+    scanner.push(body);
+    match scanner.finish().outcome {
+        MessageOutcome::ProtocolError(code) => {
+            of_error(status, &RpcError::new(code, "")) == Verdict::Is(ServerEra::Modern)
+        }
+        _ => false,
     }
 }
 

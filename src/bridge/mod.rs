@@ -13,11 +13,15 @@
 //!
 //! [`map`] names every method and notification of every revision, and what becomes of it between the eras.
 
+mod course;
 pub mod era;
 pub mod link;
+mod listen;
 pub mod map;
 pub mod message;
+pub mod modern;
 pub mod opening;
+mod parked;
 pub mod peer;
 pub mod peers;
 #[cfg(test)]
@@ -26,6 +30,7 @@ pub(crate) mod testing;
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,6 +41,7 @@ use crate::upstream::Upstream;
 use crate::upstream::stdio::Owner;
 use era::Nature;
 use opening::{Opened, Opener};
+use parked::Parked;
 use peer::{Funds, Peer};
 use peers::{Key, Peers};
 
@@ -57,6 +63,10 @@ pub struct Bridge {
 struct Kept {
     nature: Nature,
     peers: Peers,
+    parked: Parked,
+    probing: tokio::sync::Mutex<()>,
+    /// How often the server was asked what it speaks.
+    probes: AtomicU64,
 }
 
 impl Bridge {
@@ -69,6 +79,9 @@ impl Bridge {
             kept: Arc::new(Kept {
                 nature: Nature::of(config),
                 peers: Peers::default(),
+                parked: Parked::default(),
+                probing: tokio::sync::Mutex::default(),
+                probes: AtomicU64::new(0),
             }),
         }
     }
@@ -86,6 +99,38 @@ impl Bridge {
     /// What is known of the server.
     pub fn nature(&self) -> &Nature {
         &self.kept.nature
+    }
+
+    /// Whether modern requests go to the server as they are: it speaks as they do, or doesn't tell what it speaks and will
+    /// answer them itself. One request asks for all that want to know.
+    ///
+    /// # Errors
+    /// When the server can't be reached, or refuses the gateway's credential.
+    pub async fn takes_modern(&self, funds: &Funds) -> Result<bool, Rejection> {
+        let known = || self.kept.nature.modern().get();
+        if let Some(modern) = known() {
+            return Ok(modern);
+        }
+        let before = self.kept.probes.load(Ordering::Relaxed);
+        let _turn = self.kept.probing.lock().await;
+        if let Some(modern) = known() {
+            return Ok(modern);
+        }
+        if self.kept.probes.load(Ordering::Relaxed) != before {
+            // Somebody asked just now, in vain.
+            return Ok(true);
+        }
+        let told = self.opener(funds).is_modern().await;
+        self.kept.probes.fetch_add(1, Ordering::Relaxed);
+        match told {
+            Err(Rejection::UpstreamNonsense(_)) => Ok(true),
+            told => told,
+        }
+    }
+
+    /// Calls that wait for their callers' input.
+    pub(crate) fn parked(&self) -> &Parked {
+        &self.kept.parked
     }
 
     /// Opens connections with these funds.
@@ -152,11 +197,13 @@ impl Bridge {
         loop {
             ticks.tick().await;
             self.kept.peers.end_idle(self.kept_for);
+            self.kept.parked.end_expired();
         }
     }
 
     /// Ends all connections, and waits until the servers know.
     pub async fn close(&self) {
+        self.kept.parked.clear();
         self.kept.peers.close().await;
     }
 }

@@ -5,8 +5,9 @@
 //! 2. What belongs to a call comes out of its [`Exchange`]; what belongs to none goes to whoever listens. Progress and
 //!    logs are dropped when nobody takes them off a full queue; answers and questions never are.
 //! 3. What a server asks in the middle of a call is the call's; where the connection doesn't tell of which, it is the
-//!    latest's that can be asked: all calls of a connection are one caller's. A question nobody takes, or whose taker
-//!    goes away, is answered with an error: no server waits for ever.
+//!    latest's that can be asked: all calls of a connection are one caller's. Only those of anonymous callers, who are
+//!    many, are never guessed at. A question nobody takes, or whose taker goes away, is answered with an error: no
+//!    server waits for ever.
 //! 4. Dropping an exchange cancels: the server is told (`notifications/cancelled`), or its stream is closed.
 //! 5. A connection that ends takes its calls with it; each of them learns why.
 
@@ -23,6 +24,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::link::{Events, Link, Posted, Source};
+use super::listen::Wishes;
 use super::message::{self, Answered, Incoming, RpcError, at, replaced};
 use crate::credential::OutboundCredential;
 use crate::edge::Rejection;
@@ -142,6 +144,7 @@ pub struct Peer {
     state: Mutex<State>,
     ids: AtomicU64,
     told: broadcast::Sender<Told>,
+    wishes: Wishes,
     /// The latest, for what is sent on nobody's behalf: answers, cancellations, the end.
     funds: Mutex<Funds>,
     /// Silence within a call that is put up with.
@@ -163,6 +166,7 @@ struct InFlight {
     answer: oneshot::Sender<Result<Answered, Lost>>,
     token: Option<Bytes>,
     takes_questions: bool,
+    anonymous: bool,
 }
 
 /// A call on its way; dropped before its answer, it is cancelled.
@@ -207,6 +211,7 @@ impl Peer {
             // From 1: some servers take 0 for no id.
             ids: AtomicU64::new(1),
             told: broadcast::channel(QUEUED).0,
+            wishes: Wishes::default(),
             funds: Mutex::new(funds),
             idle_timeout,
             ended: CancellationToken::new(),
@@ -275,8 +280,9 @@ impl Peer {
             answer,
             token,
             takes_questions: ask.takes_questions,
+            anonymous: ask.funds.permit.principal().is_anonymous(),
         };
-        *self.funds.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = ask.funds.clone();
+        self.supply(ask.funds.clone());
         let introduces = self.facts.get().is_none();
         let refused = self.take_up(id, call);
         let peer = self.clone();
@@ -301,6 +307,26 @@ impl Peer {
             sending: sending.abort_handle(),
             done: false,
         }
+    }
+
+    /// Has what is sent on nobody's behalf sent with these from now on.
+    pub fn supply(&self, funds: Funds) {
+        *self.funds.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = funds;
+    }
+
+    /// Tells all listeners what came in the course of a call and isn't its own.
+    pub(super) fn tell(&self, told: Told) {
+        let _ = self.told.send(told);
+    }
+
+    /// Whether log messages come without a word of which call they are about.
+    pub(super) fn mixes_logs(&self) -> bool {
+        matches!(self.link, Link::Sse(_))
+    }
+
+    /// What this connection's callers have had the server send.
+    pub(super) fn wishes(&self) -> &Wishes {
+        &self.wishes
     }
 
     /// Sends a notification.
@@ -478,7 +504,10 @@ impl Peer {
         let call = origin
             .and_then(|id| state.calls.get(&id))
             .or_else(|| {
-                let open = state.calls.iter().filter(|(_, call)| call.takes_questions);
+                let open = state
+                    .calls
+                    .iter()
+                    .filter(|(_, call)| call.takes_questions && !call.anonymous);
                 open.max_by_key(|(id, _)| **id).map(|(_, call)| call)
             })
             .filter(|call| call.takes_questions);
@@ -525,6 +554,11 @@ impl Peer {
             self.ended.cancel();
         }
         self.settle(id, Err(lost));
+    }
+
+    /// The server has forgotten the session, and said so to no call.
+    pub(super) fn forgotten(&self) {
+        self.ended.cancel();
     }
 
     /// The connection is over: so are its calls.
@@ -662,7 +696,7 @@ impl Asked {
         peer.link.post(body, &funds, "", &HeaderMap::new()).await.map(|_| ())
     }
 
-    fn reply_later(mut self, outcome: Answered) {
+    pub(super) fn reply_later(mut self, outcome: Answered) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };

@@ -2,8 +2,7 @@
 //!
 //! 1. One a person and set of client capabilities, opened once however many ask for it: what a server was told of its
 //!    client has to hold for every request that goes over it. Nobody's connection is ever another person's.
-//! 2. A connection that ended is opened anew for the next request; a request whose session the server had forgotten is
-//!    sent again, once (r51): 404 says that nothing was done.
+//! 2. A connection that ended is opened anew for the next request.
 //! 3. One that nobody needed for a while is ended, and the server told. So is the one needed least recently when a person
 //!    has too many; when all of them are at work, the next is refused.
 
@@ -13,7 +12,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::peer::{Ask, Event, Exchange, Lost, Peer};
+use super::peer::Peer;
 use crate::edge::Rejection;
 use crate::upstream::UpstreamError;
 
@@ -173,40 +172,6 @@ impl Drop for Peers {
     }
 }
 
-/// A call under way, with the first thing that happened.
-pub struct Begun {
-    pub exchange: Exchange,
-    /// `None`: nothing has yet.
-    pub first: Option<Event>,
-}
-
-/// Sends a request over a connection that `peer` finds or opens; once more when its session turns out to be over (r51).
-/// Comes back when something happened, or after `patience`.
-///
-/// # Errors
-/// When there is no connection, or no answer.
-pub async fn begin(
-    peer: impl AsyncFn() -> Result<Arc<Peer>, Rejection>,
-    ask: Ask,
-    patience: Duration,
-) -> Result<Begun, Rejection> {
-    let mut again = true;
-    loop {
-        let mut exchange = peer().await?.request(ask.clone());
-        match tokio::time::timeout(patience, exchange.next()).await {
-            Err(_) => return Ok(Begun { exchange, first: None }),
-            Ok(Ok(event)) => {
-                return Ok(Begun {
-                    exchange,
-                    first: Some(event),
-                });
-            }
-            Ok(Err(Lost::Session)) if again => again = false,
-            Ok(Err(lost)) => return Err(lost.into()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -301,25 +266,5 @@ mod tests {
         let came = server.came().await;
         assert_eq!(came.method, http::Method::DELETE);
         came.status(200);
-    }
-
-    #[tokio::test]
-    async fn r51_a_request_whose_session_was_forgotten_is_sent_again_once() {
-        let mut server = Server::start().await;
-        let (first, second) = (server.session().await, server.session().await);
-        let peers = Peers::default();
-        let sessions = Mutex::new(vec![second, first]);
-        let connect = async || {
-            let open = async || Ok(sessions.lock().expect("no panic").pop().expect("two will do"));
-            peers.get(&key(1, 1), &"r".into(), open).await
-        };
-        let beginning = begin(connect, ask("tools/list", "{}"), Duration::from_secs(10));
-        let serving = async {
-            server.came().await.status(404);
-            server.came().await.result(None, "{}");
-        };
-        let (begun, ()) = tokio::join!(beginning, serving);
-        let begun = begun.expect("an answer");
-        assert!(matches!(begun.first, Some(Event::Answer(Ok(_)))), "{:?}", begun.first);
     }
 }

@@ -314,6 +314,7 @@ pub struct Rate {
 }
 
 /// The servers behind a route.
+#[derive(PartialEq, Eq)]
 pub struct Upstream {
     /// Absolute http or https; none if and only if the server is a command.
     pub urls: Vec<Url>,
@@ -396,6 +397,7 @@ pub enum HealthCheck {
 }
 
 /// The one credential that leaves towards an upstream.
+#[derive(PartialEq, Eq)]
 pub enum Credential {
     None,
     Bearer(Secret),
@@ -405,6 +407,7 @@ pub enum Credential {
 }
 
 /// RFC 8693 token exchange.
+#[derive(PartialEq, Eq)]
 pub struct Exchange {
     pub token_endpoint: Url,
     pub client_id: String,

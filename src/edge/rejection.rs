@@ -2,7 +2,10 @@
 //!
 //! The variants are grouped by who is to blame; [`super::rescue`] decides what the client gets for each.
 
+use bytes::Bytes;
+
 use crate::authn::AuthnError;
+use crate::bridge::map::MapError;
 use crate::credential::CredentialError;
 use crate::limit::Limited;
 use crate::mcp::{AgreementError, EnvelopeError, Id};
@@ -49,6 +52,21 @@ pub enum Rejection {
     Envelope(EnvelopeError),
     #[error("{0}")]
     Agreement(AgreementError),
+
+    // The client's: what can't be carried to a server of another era.
+    #[error("revision {0} of MCP is not spoken here; use one of data.supported")]
+    UnsupportedVersion(Box<str>),
+    #[error(transparent)]
+    Map(#[from] MapError),
+    #[error("the server asks for what the client has not declared; see data.requiredCapabilities")]
+    MissingCapability {
+        /// Raw JSON object.
+        required: Bytes,
+    },
+    #[error("this requestState is not, or no longer, good for this request; send the request again without it")]
+    RequestState,
+    #[error("too many calls of yours wait for input already; answer those first, or wait five minutes")]
+    TooManyParked,
 
     // The client's: the session.
     #[error("unknown session; initialize again")]

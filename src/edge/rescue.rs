@@ -22,6 +22,8 @@ use super::guard::expose;
 use super::journey::{CallNotes, Journey};
 use super::rejection::{Refused, Rejection};
 use crate::authn::{AuthnError, Challenge, Principal, dpop};
+use crate::bridge::map::MapError;
+use crate::bridge::opening;
 use crate::config::Denials;
 use crate::mcp::{self, AgreementError, Era, Id, Kind, codes};
 use crate::metadata::MirrorError;
@@ -216,6 +218,26 @@ fn failure(rejection: &Rejection, journey: &Journey) -> Failure {
             ..plain(S::BAD_REQUEST, error.code())
         },
         Rejection::Agreement(error) => plain(S::BAD_REQUEST, error.code()),
+        Rejection::UnsupportedVersion(requested) => Failure {
+            data: Some(json!({"supported": [opening::MODERN], "requested": requested})),
+            ..plain(S::BAD_REQUEST, codes::UNSUPPORTED_VERSION)
+        },
+        Rejection::Map(error) => match error {
+            MapError::NotFound(_) => plain(S::NOT_FOUND, error.code()),
+            MapError::Params(_) => plain(S::BAD_REQUEST, error.code()),
+            MapError::Nonsense(_) => plain(S::BAD_GATEWAY, error.code()),
+        },
+        Rejection::MissingCapability { required } => Failure {
+            data: Some(json!({
+                "requiredCapabilities": serde_json::from_slice::<Value>(required).unwrap_or_default(),
+            })),
+            ..plain(S::BAD_REQUEST, codes::MISSING_CAPABILITY)
+        },
+        Rejection::RequestState => plain(S::BAD_REQUEST, codes::INVALID_PARAMS),
+        Rejection::TooManyParked => Failure {
+            retry_after: Some(10),
+            ..plain(S::TOO_MANY_REQUESTS, codes::RATE_LIMITED)
+        },
         Rejection::UnknownSession => plain(S::NOT_FOUND, 40_400),
         Rejection::ForeignSession => plain(S::FORBIDDEN, codes::FORBIDDEN),
         Rejection::Forbidden(refused) => forbidden(rejection, refused, journey),

@@ -36,8 +36,8 @@ use crate::telemetry::{GaugeGuard, Outcome};
 use crate::upstream::UpstreamBody;
 
 /// Silence before a comment.
-pub(super) const KEEPALIVE: Duration = Duration::from_secs(15);
-pub(super) const COMMENT: Bytes = Bytes::from_static(b": keepalive\n\n");
+pub(crate) const KEEPALIVE: Duration = Duration::from_secs(15);
+pub(crate) const COMMENT: Bytes = Bytes::from_static(b": keepalive\n\n");
 /// Bytes that leave together when they are there together.
 const TOGETHER: usize = 16 * 1024;
 /// Longest event that is looked at whole.
@@ -77,7 +77,7 @@ impl Standing {
     }
 
     /// Why it can't go on as it did. A stream that calls are still answered on is told to stop when they are.
-    async fn interrupted(&mut self, busy: bool) -> Interruption {
+    pub(crate) async fn interrupted(&mut self, busy: bool) -> Interruption {
         tokio::select! {
             () = self.closing.cancelled(), if !busy => Interruption::End,
             () = at(self.until) => Interruption::End,
@@ -86,7 +86,8 @@ impl Standing {
     }
 }
 
-enum Interruption {
+/// Why a stream can't go on as it did.
+pub(crate) enum Interruption {
     /// The token has ended, or the gateway stops.
     End,
     /// The caller's rights may have changed.

@@ -26,6 +26,9 @@ use super::sending::Sending;
 use super::{headers, json};
 use crate::authn::Principal;
 use crate::authn::bearer::bearer;
+use crate::bridge::era::{self, Verdict};
+use crate::bridge::modern;
+use crate::bridge::peer::ServerEra;
 use crate::call::{Call, Form};
 use crate::clock::Clock;
 use crate::config::Transport;
@@ -100,6 +103,15 @@ impl Shared {
         let call = &permitted.call;
         match &call.form {
             Form::Post { payload, body, era } => {
+                let bridge = &call.route.bridge;
+                let as_it_is = match bridge.nature().modern().get() {
+                    _ if *era != Era::Modern => true,
+                    Some(modern) => modern,
+                    None => Box::pin(bridge.takes_modern(&sending.funds())).await?,
+                };
+                if !as_it_is {
+                    return Box::pin(modern::serve(self, sending, endings)).await;
+                }
                 let body = permitted_body(payload, body, &permitted.decisions);
                 let request = budgeted(&call.route, payload);
                 // One page answers for all, so there is no other to ask for.
@@ -200,6 +212,12 @@ impl Shared {
         }
         let is_json = is_json(sent.response.headers());
         let (mut parts, upstream) = self.head(call, sent)?;
+        // Whatever the server was, it may have been replaced by one that doesn't understand.
+        let doubtful =
+            era == Era::Modern && era::of_status(status) == Verdict::Is(ServerEra::Legacy) && status.is_client_error();
+        if doubtful && !(is_json && expects_answer && json::fits(&upstream, json::WHOLE)) {
+            call.route.bridge.nature().forget();
+        }
         if !expects_answer || !is_json {
             if status.is_success() && !is_json && !upstream.is_end_stream() && expects_answer {
                 return Err(Rejection::UpstreamNonsense(
@@ -220,13 +238,16 @@ impl Shared {
             return Ok(Response::from_parts(parts, body));
         }
         let lists = payload.messages().iter().any(|message| mcp::is_list(&message.method));
-        let whole = batch || (rules && (lists || json::fits(&upstream, json::WHOLE)));
+        let whole = batch || ((rules || doubtful) && (lists || json::fits(&upstream, json::WHOLE)));
         if !whole {
             let body = json::pass(upstream, std::mem::take(endings), rules, None);
             return Ok(Response::from_parts(parts, body));
         }
         let mut bytes = json::read(upstream, json::MAX_LIST).await?;
         let (outcome, may_hold_list) = json::see(&bytes);
+        if doubtful && !era::is_modern_answer(status, &bytes) {
+            call.route.bridge.nature().forget();
+        }
         // Most replies hold no list, and need no second look.
         if rules
             && may_hold_list
@@ -300,7 +321,7 @@ impl Shared {
         Ok(Response::from_parts(parts, body))
     }
 
-    pub(super) fn inspector(&self, call: &Call, era: Era) -> Inspector {
+    pub(crate) fn inspector(&self, call: &Call, era: Era) -> Inspector {
         Inspector {
             route: call.route.clone(),
             principal: call.principal.clone(),
@@ -311,7 +332,7 @@ impl Shared {
         }
     }
 
-    fn standing(&self, call: &Call) -> Standing {
+    pub(crate) fn standing(&self, call: &Call) -> Standing {
         let mut shaken = self.rights.subscribe();
         // Much may have happened since the request was let in: the claim is looked at once in any case.
         shaken.mark_changed();

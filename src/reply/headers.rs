@@ -43,6 +43,18 @@ pub fn outbound(headers: &HeaderMap, era: Option<Era>, forward: &[HeaderName]) -
     kept
 }
 
+/// What of a request's headers goes along with messages that the gateway writes itself: trace context, and what the route
+/// forwards.
+pub fn carried(headers: &HeaderMap, forward: &[HeaderName]) -> HeaderMap {
+    let mut kept = outbound(headers, Some(Era::Modern), forward);
+    kept.remove(ACCEPT);
+    kept.remove(CONTENT_TYPE);
+    while let Some(name) = kept.keys().find(|name| name.as_str().starts_with(MCP)).cloned() {
+        kept.remove(name);
+    }
+    kept
+}
+
 /// Removes from a response what isn't for the caller; the upstream's session id is returned.
 pub fn inbound(headers: &mut HeaderMap) -> Option<HeaderValue> {
     let named: Vec<String> = dropped_by_connection(headers).into_iter().map(str::to_owned).collect();

@@ -182,7 +182,7 @@ impl Inspector {
     }
 
     /// Rule 2.
-    fn hides(&self, message: &[u8]) -> bool {
+    pub fn hides(&self, message: &[u8]) -> bool {
         #[derive(Deserialize)]
         struct Notification<'a> {
             #[serde(borrow)]

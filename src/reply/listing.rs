@@ -23,6 +23,7 @@ use super::gather::{Pages, budgeted, gather};
 use super::inspect::Inspector;
 use super::sending::Sending;
 use super::{headers, json};
+use crate::bridge::map::MapError;
 use crate::call::Form;
 use crate::edge::rescue;
 use crate::edge::{Body, BodyError, Rejection, full};
@@ -163,9 +164,16 @@ impl<G: Send + 'static> Flow<G> {
 }
 
 /// How a call ended that failed in the gate.
-pub(super) fn outcome_of_failure(rejection: &Rejection) -> Outcome {
+pub(crate) fn outcome_of_failure(rejection: &Rejection) -> Outcome {
     match rejection {
-        Rejection::OverBudget { .. } | Rejection::InvalidCursor | Rejection::ListUnderWay => Outcome::Denied,
+        Rejection::OverBudget { .. }
+        | Rejection::InvalidCursor
+        | Rejection::ListUnderWay
+        | Rejection::TooManyParked => Outcome::Denied,
+        Rejection::UnsupportedVersion(_)
+        | Rejection::Map(MapError::NotFound(_) | MapError::Params(_))
+        | Rejection::MissingCapability { .. }
+        | Rejection::RequestState => Outcome::ProtocolError,
         _ => Outcome::UpstreamError,
     }
 }

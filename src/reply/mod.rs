@@ -5,17 +5,18 @@
 //! HTTP+SSE), `ending` counts and audits each call once. `headers` says what crosses the gate in either direction.
 
 mod ending;
-mod events;
+pub(crate) mod events;
 mod forward;
-mod gather;
+pub(crate) mod gather;
 mod headers;
-mod inspect;
-mod json;
+pub(crate) mod inspect;
+pub(crate) mod json;
 mod listing;
 mod message;
-mod sending;
+pub(crate) mod sending;
 mod tap;
 
 pub use ending::{AuditCheck, Audited, Ending, count, line};
 pub use forward::{Forward, Shared};
 pub(crate) use forward::{is_encoded, is_event_stream, is_json};
+pub(crate) use listing::outcome_of_failure;

@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use super::forward::{is_encoded, is_event_stream};
 use super::headers;
+use crate::bridge::peer::Funds;
 use crate::call::{Call, Form};
 use crate::config::Balance;
 use crate::credential::OutboundCredential;
@@ -102,6 +103,16 @@ impl Sending {
             let person = person(&self.call().principal);
             u64::from_be_bytes(person[..8].try_into().expect("eight of 32 bytes"))
         })
+    }
+
+    /// What a message of the gateway's own is sent with on this call's behalf.
+    pub fn funds(&self) -> Funds {
+        let call = self.call();
+        Funds {
+            permit: self.permitted.permit.clone(),
+            credential: self.credential.clone(),
+            forwarded: headers::carried(&call.headers, &call.route.config.upstream.forward_headers),
+        }
     }
 
     /// Sends for the first time, and counts the time that was the gate's own.

@@ -37,15 +37,18 @@ pub enum Purpose {
     AuditArguments,
     /// `DPoP-Nonce`.
     DpopNonce,
+    /// `requestState` of a call that waits for its caller's input.
+    RequestState,
 }
 
 impl Purpose {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Session,
         Self::SseSession,
         Self::Task,
         Self::AuditArguments,
         Self::DpopNonce,
+        Self::RequestState,
     ];
 
     fn label(self) -> &'static [u8] {
@@ -55,6 +58,7 @@ impl Purpose {
             Self::Task => b"task",
             Self::AuditArguments => b"audit-arguments",
             Self::DpopNonce => b"dpop-nonce",
+            Self::RequestState => b"request-state",
         }
     }
 }

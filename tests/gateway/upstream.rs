@@ -48,8 +48,26 @@ impl Drop for Upstream {
 }
 
 impl Upstream {
-    /// A server that answers as `handler` says.
+    /// A server that answers as `handler` says. The gateway's own question which revisions it speaks is answered with the
+    /// modern one, and not remembered.
     pub async fn start<F, R>(handler: F) -> Self
+    where
+        F: Fn(Seen) -> R + Send + Sync + 'static,
+        R: Future<Output = Response<Body>> + Send + 'static,
+    {
+        Self::listen(handler, true).await
+    }
+
+    /// The same, where that question is the handler's as well.
+    pub async fn undiscovered<F, R>(handler: F) -> Self
+    where
+        F: Fn(Seen) -> R + Send + Sync + 'static,
+        R: Future<Output = Response<Body>> + Send + 'static,
+    {
+        Self::listen(handler, false).await
+    }
+
+    async fn listen<F, R>(handler: F, discovers: bool) -> Self
     where
         F: Fn(Seen) -> R + Send + Sync + 'static,
         R: Future<Output = Response<Body>> + Send + 'static,
@@ -58,7 +76,7 @@ impl Upstream {
         let address = listener.local_addr().expect("a bound address");
         let (sender, seen) = watch::channel(Vec::new());
         let handler: Arc<Handler> = Arc::new(move |seen| Box::pin(handler(seen)));
-        let task = tokio::spawn(accept(listener, handler, Arc::new(sender)));
+        let task = tokio::spawn(accept(listener, handler, Arc::new(sender), discovers));
         Self { address, seen, task }
     }
 
@@ -120,7 +138,7 @@ impl Upstream {
     }
 }
 
-async fn accept(listener: TcpListener, handler: Arc<Handler>, seen: Arc<watch::Sender<Vec<Seen>>>) {
+async fn accept(listener: TcpListener, handler: Arc<Handler>, seen: Arc<watch::Sender<Vec<Seen>>>, discovers: bool) {
     loop {
         let Ok((socket, _)) = listener.accept().await else {
             return;
@@ -142,6 +160,9 @@ async fn accept(listener: TcpListener, handler: Arc<Handler>, seen: Arc<watch::S
                         headers: parts.headers,
                         body: body.to_bytes(),
                     };
+                    if discovers && is_probe(&request) {
+                        return Ok(json_reply(&discovered(&request.json())));
+                    }
                     seen.send_modify(|all| all.push(request.clone()));
                     Ok(handler(request).await)
                 }
@@ -151,6 +172,20 @@ async fn accept(listener: TcpListener, handler: Arc<Handler>, seen: Arc<watch::S
                 .await;
         });
     }
+}
+
+/// Whether the gateway asks which revisions the server speaks.
+fn is_probe(request: &Seen) -> bool {
+    let asked = request.json();
+    asked["method"] == "server/discover"
+        && asked["params"]["_meta"]["io.modelcontextprotocol/clientInfo"]["name"] == "portcullis"
+}
+
+fn discovered(request: &Value) -> Value {
+    json!({"jsonrpc": "2.0", "id": request["id"], "result": {
+        "resultType": "complete", "supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}},
+        "ttlMs": 0, "cacheScope": "private",
+    }})
 }
 
 /// A JSON reply.

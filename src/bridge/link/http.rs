@@ -169,12 +169,14 @@ impl HttpLink {
             loop {
                 let Some(peer) = weak.upgrade() else { return };
                 let opened = peer.open_standing(last.as_ref()).await;
+                if matches!(opened, Err(Lost::Session)) {
+                    return peer.forgotten();
+                }
                 drop(peer);
                 let mut events = match opened {
                     Ok(Some(events)) => events,
                     // It has none.
                     Ok(None) => return,
-                    Err(Lost::Session) => return,
                     Err(_) => {
                         tokio::time::sleep(pause).await;
                         pause = (pause * 2).min(MAX_PAUSE);

@@ -155,7 +155,7 @@ impl MapError {
 }
 
 /// Whether a modern server may ask for input before it answers (MCP 2026-07-28, "Supported Requests").
-fn is_multi_round_trip(method: &str) -> bool {
+pub fn is_multi_round_trip(method: &str) -> bool {
     matches!(method, "tools/call" | "prompts/get" | "resources/read")
 }
 

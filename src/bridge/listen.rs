@@ -1,0 +1,371 @@
+//! `subscriptions/listen` over a connection to a legacy server (MCP 2026-07-28, "Subscriptions").
+//!
+//! 1. The acknowledgment comes first, and names what the server can tell of. A resource is subscribed to once however many
+//!    of the connection's listeners want it, and no longer when none does.
+//! 2. Each listener hears what it asked for, and of no resource that the route's rules hide from it.
+//! 3. A listener ends with the caller's token, when a right is taken away and when the gateway stops: gracefully, with a
+//!    result. With the connection to the server it ends without one, so that the client listens anew.
+//! 4. What a connection's callers want logged is the most verbose that any of them asked for; each gets what it asked for.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
+
+use super::course::{Caller, unanswered};
+use super::map::{self, LogLevel};
+use super::message::{self, Answered, text};
+use super::modern::{Way, stream};
+use super::peer::{Ask, Event, Funds, Listener, Lost, Peer, Told};
+use crate::edge::{Body, BodyError, Rejection};
+use crate::mcp::object::Object;
+use crate::mcp::sse;
+use crate::reply::Ending;
+use crate::reply::events::{COMMENT, Interruption, KEEPALIVE, Standing};
+use crate::telemetry::{GaugeGuard, Outcome};
+use crate::upstream::UpstreamError;
+
+/// How long a server may take to subscribe, or to set a level.
+const SETTLING: Duration = Duration::from_secs(10);
+/// Resources of one listener.
+const MAX_RESOURCES: usize = 256;
+
+/// What the callers of one connection have had the server send.
+#[derive(Default)]
+pub struct Wishes {
+    level: tokio::sync::Mutex<Option<LogLevel>>,
+    /// By URI, how many listeners want it.
+    resources: tokio::sync::Mutex<HashMap<Box<str>, usize>>,
+}
+
+impl Wishes {
+    /// Has the server log from that level on, if it logs at all and doesn't already.
+    pub async fn log_at(&self, level: LogLevel, peer: &Arc<Peer>, funds: &Funds) {
+        let logs =
+            Object::parse(&peer.facts().capabilities).is_ok_and(|all| matches!(all.object("logging"), Ok(Some(_))));
+        if !logs {
+            return;
+        }
+        let mut current = self.level.lock().await;
+        if current.is_none_or(|current| level < current) {
+            let params = format!(r#"{{"level":"{}"}}"#, level.as_str());
+            // A server that won't is asked again by the next caller; the call itself tells whether the session is over.
+            if let Ok(Ok(_)) = settle(peer, "logging/setLevel", params.into(), funds).await {
+                *current = Some(level);
+            }
+        }
+    }
+}
+
+/// Subscriptions of one listener; dropped, they are given back.
+struct Subscribed {
+    peer: Arc<Peer>,
+    resources: Vec<Box<str>>,
+    funds: Funds,
+}
+
+impl Subscribed {
+    /// Subscribes to these; what the server refuses is left out.
+    async fn to(peer: &Arc<Peer>, wanted: &[String], funds: &Funds) -> Result<Self, Lost> {
+        let mut subscribed = Self {
+            peer: peer.clone(),
+            resources: Vec::new(),
+            funds: funds.clone(),
+        };
+        for uri in wanted {
+            let mut counts = peer.wishes().resources.lock().await;
+            let known = counts.get_mut(&**uri).map(|count| *count += 1).is_some();
+            if !known {
+                if settle(peer, "resources/subscribe", resource(uri), funds)
+                    .await?
+                    .is_err()
+                {
+                    continue;
+                }
+                counts.insert(uri.as_str().into(), 1);
+            }
+            subscribed.resources.push(uri.as_str().into());
+        }
+        Ok(subscribed)
+    }
+}
+
+impl Drop for Subscribed {
+    fn drop(&mut self) {
+        let resources = std::mem::take(&mut self.resources);
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        if resources.is_empty() || self.peer.ended().is_cancelled() {
+            return;
+        }
+        let (peer, funds) = (self.peer.clone(), self.funds.clone());
+        runtime.spawn(async move {
+            for uri in resources {
+                let mut counts = peer.wishes().resources.lock().await;
+                let Some(count) = counts.get_mut(&uri) else { continue };
+                *count -= 1;
+                if *count == 0 {
+                    counts.remove(&uri);
+                    let _ = settle(&peer, "resources/unsubscribe", resource(&uri), &funds).await;
+                }
+            }
+        });
+    }
+}
+
+fn resource(uri: &str) -> Bytes {
+    let uri = String::from_utf8(text(uri)).expect("JSON is UTF-8");
+    format!(r#"{{"uri":{uri}}}"#).into()
+}
+
+/// Asks the server for something on a caller's behalf.
+async fn settle(peer: &Arc<Peer>, method: &str, params: Bytes, funds: &Funds) -> Result<Answered, Lost> {
+    let mut exchange = peer.request(Ask {
+        method: method.into(),
+        params,
+        funds: funds.clone(),
+        headers: HeaderMap::new(),
+        takes_questions: false,
+    });
+    let settled = tokio::time::timeout(SETTLING, async {
+        loop {
+            match exchange.next().await? {
+                Event::Answer(outcome) => return Ok(outcome),
+                Event::Notification(told) => peer.tell(told),
+                Event::Request(_) => {}
+            }
+        }
+    });
+    settled.await.unwrap_or_else(|_| {
+        let (endpoint, after) = (peer.name(), SETTLING);
+        Err(UpstreamError::Timeout { endpoint, after }.into())
+    })
+}
+
+/// What a listener wants to hear of.
+#[derive(Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+struct Filter {
+    tools_list_changed: bool,
+    prompts_list_changed: bool,
+    resources_list_changed: bool,
+    resource_subscriptions: Vec<String>,
+}
+
+impl Filter {
+    /// What `params.notifications` asks for.
+    fn read(params: &Bytes) -> Result<Self, Rejection> {
+        let broken = || Rejection::Map(map::MapError::Params("notifications must say what is listened for"));
+        let asked = message::at(params, &["notifications"]).unwrap_or_else(|| Bytes::from_static(b"{}"));
+        let mut filter: Self = serde_json::from_slice(&asked).map_err(|_| broken())?;
+        filter.resource_subscriptions.sort();
+        filter.resource_subscriptions.dedup();
+        if filter.resource_subscriptions.len() > MAX_RESOURCES {
+            return Err(Rejection::Map(map::MapError::Params(
+                "at most 256 resources are listened to at once",
+            )));
+        }
+        Ok(filter)
+    }
+
+    /// The part of it that a server of these capabilities can tell of.
+    fn honoured(mut self, capabilities: &[u8]) -> Self {
+        let capabilities: Value = serde_json::from_slice(capabilities).unwrap_or_default();
+        self.tools_list_changed &= capabilities["tools"]["listChanged"] == true;
+        self.prompts_list_changed &= capabilities["prompts"]["listChanged"] == true;
+        self.resources_list_changed &= capabilities["resources"]["listChanged"] == true;
+        if capabilities["resources"]["subscribe"] != true {
+            self.resource_subscriptions.clear();
+        }
+        self
+    }
+
+    fn wants(&self, told: &Told) -> bool {
+        match &*told.method {
+            "notifications/tools/list_changed" => self.tools_list_changed,
+            "notifications/prompts/list_changed" => self.prompts_list_changed,
+            "notifications/resources/list_changed" => self.resources_list_changed,
+            "notifications/resources/updated" => {
+                let uri =
+                    message::at(&told.params, &["uri"]).and_then(|uri| serde_json::from_slice::<String>(&uri).ok());
+                // It may be a part of what was subscribed to (MCP 2025-11-25, "Resources").
+                uri.is_some_and(|uri| {
+                    self.resource_subscriptions
+                        .iter()
+                        .any(|wanted| uri.starts_with(&**wanted))
+                })
+            }
+            _ => false,
+        }
+    }
+
+    fn json(&self) -> Value {
+        let mut all = Map::new();
+        for (name, wanted) in [
+            ("toolsListChanged", self.tools_list_changed),
+            ("promptsListChanged", self.prompts_list_changed),
+            ("resourcesListChanged", self.resources_list_changed),
+        ] {
+            if wanted {
+                all.insert(name.to_owned(), Value::from(true));
+            }
+        }
+        if !self.resource_subscriptions.is_empty() {
+            all.insert("resourceSubscriptions".to_owned(), json!(self.resource_subscriptions));
+        }
+        Value::Object(all)
+    }
+}
+
+/// Opens a listener's stream.
+///
+/// # Errors
+/// When what it wants can't be read, or the server can't be reached.
+pub async fn open(
+    way: &Way,
+    caller: Caller,
+    params: &Bytes,
+    standing: Standing,
+    endings: &mut Vec<Ending>,
+) -> Result<Response<Body>, Rejection> {
+    let wanted = Filter::read(params)?;
+    let mut again = true;
+    let (listener, subscribed, mut filter) = loop {
+        let peer = way.peer().await?;
+        way.note(endings, &peer);
+        let filter = Filter {
+            resource_subscriptions: wanted.resource_subscriptions.clone(),
+            ..wanted
+        }
+        .honoured(&peer.facts().capabilities);
+        // It hears before it subscribes: the first news may overtake the answer.
+        let listener = peer.listen();
+        match Subscribed::to(&peer, &filter.resource_subscriptions, way.funds()).await {
+            Ok(subscribed) => break (listener, subscribed, filter),
+            Err(Lost::Session) if again => again = false,
+            Err(lost) => return Err(unanswered(lost, &peer)),
+        }
+    };
+    filter.resource_subscriptions = subscribed.resources.iter().map(|uri| uri.to_string()).collect();
+    let acknowledged = json!({"notifications": filter.json()}).to_string().into();
+    let first = caller.subscribed("notifications/subscriptions/acknowledged", &acknowledged);
+    let guard = caller.inspector.route.metrics.stream();
+    let flow = Flow {
+        first,
+        caller,
+        filter,
+        listener,
+        standing,
+        endings: std::mem::take(endings),
+        quiet_since: Instant::now(),
+        _subscribed: subscribed,
+        _guard: guard,
+    };
+    Ok(stream(flow.body()))
+}
+
+impl Caller {
+    /// A notification as this listener's, as an event.
+    fn subscribed(&self, method: &str, params: &Bytes) -> Option<Bytes> {
+        let params = map::subscribed(params, &self.id)?;
+        let message = message::notification(method, &params);
+        (!self.inspector.hides(&message)).then(|| sse::message(&message))
+    }
+
+    /// The result that ends a listener gracefully, as an event.
+    fn closed(&self) -> Option<Bytes> {
+        let result = map::subscribed(&Bytes::from_static(br#"{"resultType":"complete"}"#), &self.id)?;
+        Some(sse::message(&message::answer(&self.id, &Ok(result))))
+    }
+}
+
+struct Flow {
+    first: Option<Bytes>,
+    caller: Caller,
+    filter: Filter,
+    listener: Listener,
+    standing: Standing,
+    endings: Vec<Ending>,
+    quiet_since: Instant,
+    _subscribed: Subscribed,
+    _guard: GaugeGuard,
+}
+
+impl Flow {
+    fn body(self) -> Body {
+        let frames = futures_util::stream::unfold(Some(self), |flow| async move {
+            let mut flow = flow?;
+            let (bytes, ends) = flow.next().await?;
+            flow.quiet_since = Instant::now();
+            Some((Ok::<_, BodyError>(Frame::data(bytes)), (!ends).then_some(flow)))
+        });
+        StreamBody::new(frames).boxed_unsync()
+    }
+
+    /// What the caller gets next, and whether it is the last.
+    async fn next(&mut self) -> Option<(Bytes, bool)> {
+        if let Some(first) = self.first.take() {
+            return Some((first, false));
+        }
+        loop {
+            tokio::select! {
+                biased;
+                interruption = self.standing.interrupted(false) => {
+                    let stays = match interruption {
+                        Interruption::End => false,
+                        Interruption::Shaken => self.reconsider().await,
+                    };
+                    if !stays {
+                        self.end(Outcome::Success);
+                        return Some((self.caller.closed()?, true));
+                    }
+                }
+                told = self.listener.next() => {
+                    let Some(told) = told else {
+                        self.end(Outcome::UpstreamError);
+                        return None;
+                    };
+                    if let Some(event) = self.heard(&told) {
+                        return Some((event, false));
+                    }
+                }
+                () = tokio::time::sleep_until(self.quiet_since + KEEPALIVE) => return Some((COMMENT, false)),
+            }
+        }
+    }
+
+    fn heard(&self, told: &Told) -> Option<Bytes> {
+        if !self.filter.wants(told) {
+            return None;
+        }
+        let params = map::notification_to_modern(&told.method, &told.params)?;
+        self.caller.subscribed(&told.method, &params)
+    }
+
+    /// Whether the caller may stay; what is still to come is seen with today's rules.
+    async fn reconsider(&mut self) -> bool {
+        match self.standing.rights.check(&self.standing.claim).await {
+            Ok(claim) => {
+                self.caller.inspector.route = claim.route.clone();
+                self.caller.inspector.principal = claim.principal.clone();
+                self.standing.claim = claim;
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        for ending in self.endings.drain(..) {
+            ending.finish(outcome);
+        }
+    }
+}
