@@ -107,7 +107,7 @@ impl Bridge {
     /// # Errors
     /// When the server can't be reached, or refuses the gateway's credential.
     pub async fn takes_modern(&self, funds: &Funds) -> Result<bool, Rejection> {
-        let known = || self.kept.nature.modern().get();
+        let known = || self.forwards_modern();
         if let Some(modern) = known() {
             return Ok(modern);
         }
@@ -125,6 +125,14 @@ impl Bridge {
         match told {
             Err(Rejection::UpstreamNonsense(_)) => Ok(true),
             told => told,
+        }
+    }
+
+    /// The same, where it is known.
+    pub fn forwards_modern(&self) -> Option<bool> {
+        match self.is_stdio() {
+            true => Some(false),
+            false => self.kept.nature.modern().get(),
         }
     }
 

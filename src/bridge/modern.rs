@@ -47,6 +47,8 @@ pub struct Way {
     funds: Funds,
     /// The kind of credential, for the audit.
     kind: &'static str,
+    /// Whether all that uses the connection is one person's: what doesn't say which call it is about may be told to any.
+    one_person: bool,
 }
 
 impl Way {
@@ -66,6 +68,7 @@ impl Way {
             initialize: initialize.into(),
             funds: sending.funds(),
             kind: sending.kind(),
+            one_person: !call.principal.is_anonymous() && !call.route.bridge.is_shared(),
         }
     }
 
@@ -98,7 +101,7 @@ impl Way {
             params,
             funds: self.funds.clone(),
             headers: HeaderMap::new(),
-            takes_questions: map::is_multi_round_trip(&caller.method),
+            takes_questions: map::is_multi_round_trip(&caller.method) && !self.bridge.is_shared(),
         };
         let mut again = true;
         loop {
@@ -121,8 +124,7 @@ impl Way {
     /// Has the server log what the caller wants to hear; where that comes from when the connection mixes all calls' logs.
     async fn logs(&self, caller: &Caller, peer: &Arc<Peer>) -> Option<Listener> {
         peer.wishes().log_at(caller.level?, peer, &self.funds).await;
-        let one_person = !self.funds.permit.principal().is_anonymous();
-        (peer.mixes_logs() && one_person).then(|| peer.listen())
+        (peer.mixes_logs() && self.one_person).then(|| peer.listen())
     }
 }
 

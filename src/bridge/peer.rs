@@ -321,7 +321,7 @@ impl Peer {
 
     /// Whether log messages come without a word of which call they are about.
     pub(super) fn mixes_logs(&self) -> bool {
-        matches!(self.link, Link::Sse(_))
+        matches!(self.link, Link::Sse(_) | Link::Stdio(_))
     }
 
     /// What this connection's callers have had the server send.

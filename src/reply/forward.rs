@@ -104,7 +104,7 @@ impl Shared {
         match &call.form {
             Form::Post { payload, body, era } => {
                 let bridge = &call.route.bridge;
-                let as_it_is = match bridge.nature().modern().get() {
+                let as_it_is = match bridge.forwards_modern() {
                     _ if *era != Era::Modern => true,
                     Some(modern) => modern,
                     None => Box::pin(bridge.takes_modern(&sending.funds())).await?,
