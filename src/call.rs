@@ -169,7 +169,7 @@ impl Intake {
         let era = era.map_err(Rejection::Agreement)?;
         if door == Door::Mcp && era == Era::Legacy && route.config.upstream.transport == Transport::Sse {
             return Err(Rejection::MethodNotAllowed {
-                allow: "GET, POST",
+                allow: "GET",
                 bare: true,
             });
         }

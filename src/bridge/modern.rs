@@ -192,6 +192,10 @@ pub async fn serve(shared: &Shared, sending: Sending, endings: &mut Vec<Ending>)
         _ => {}
     }
     if let Some(request) = budgeted(&call.route, payload) {
+        // One page answers for all, so there is no other to ask for.
+        if request.cursor.is_some() {
+            return Err(Rejection::InvalidCursor);
+        }
         return list(&sending, &way, &caller, request, mapped.params, endings).await;
     }
     let ticket = match &mapped.request_state {

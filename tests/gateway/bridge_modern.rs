@@ -291,3 +291,567 @@ async fn a_call_of_a_modern_client_reaches_a_legacy_server() {
     assert!(sent.headers.get("mcp-method").is_none());
     assert_eq!(sent.json()["params"], json!({"name": "echo", "arguments": {"a": 1}}));
 }
+
+/// A gate with the standard rules in front of a legacy server, and a reader's token.
+async fn standard() -> (Legacy, Gate, String) {
+    let legacy = Legacy::start().await;
+    let gate = Gate::with_rules(&legacy.upstream).await;
+    let token = gate.token(&["mcp.use", "notes.read"], &[]);
+    (legacy, gate, token)
+}
+
+#[tokio::test]
+async fn what_a_legacy_server_is_is_told_of_by_discovery() {
+    let (legacy, gate, token) = standard().await;
+    let answer = ask(&token, "server/discover", json!({})).send(&gate).await;
+    let result = &answer.json()["result"];
+    assert_eq!(result["supportedVersions"], json!(["2026-07-28"]), "{answer:?}");
+    assert_eq!(result["instructions"], "Be kind.");
+    assert_eq!(result["_meta"]["io.modelcontextprotocol/serverInfo"]["name"], "old");
+    assert_eq!(result["capabilities"]["tools"]["listChanged"], true);
+    assert_eq!((legacy.count("initialize"), legacy.count("server/discover")), (1, 1));
+    let initialize = legacy
+        .wait_for(|seen| seen.json()["method"] == "initialize")
+        .await
+        .json();
+    assert_eq!(initialize["params"]["protocolVersion"], "2025-11-25");
+    assert_eq!(
+        initialize["params"]["clientInfo"],
+        json!({"name": "test", "version": "1"})
+    );
+}
+
+#[tokio::test]
+async fn another_revision_is_refused_with_those_that_are_spoken() {
+    let (_legacy, gate, token) = standard().await;
+    let mut request = ask(&token, "tools/list", json!({})).request(&gate);
+    request
+        .headers_mut()
+        .insert("mcp-protocol-version", "2027-01-01".parse().expect("a value"));
+    let body = request.body().clone().collect().await.expect("a body").to_bytes();
+    let body = String::from_utf8(body.to_vec())
+        .expect("text")
+        .replace("2026-07-28", "2027-01-01");
+    *request.body_mut() = Full::from(body);
+    let answer = gate.send(request).await;
+    assert_eq!((answer.status, answer.code()), (StatusCode::BAD_REQUEST, Some(-32_022)));
+    assert_eq!(
+        answer.json()["error"]["data"],
+        json!({"supported": ["2026-07-28"], "requested": "2027-01-01"})
+    );
+}
+
+#[tokio::test]
+async fn lists_show_what_the_caller_may_use_and_no_more() {
+    let (_legacy, gate, token) = standard().await;
+    let answer = ask(&token, "tools/list", json!({})).send(&gate).await;
+    let result = &answer.json()["result"];
+    let names: Vec<&str> = result["tools"]
+        .as_array()
+        .expect("tools")
+        .iter()
+        .filter_map(|tool| tool["name"].as_str())
+        .collect();
+    assert_eq!(names, ["echo", "tool_0"], "{answer:?}");
+    assert_eq!(
+        (&result["ttlMs"], &result["cacheScope"]),
+        (&json!(0), &json!("private"))
+    );
+    let refused = call(&token, "admin_reset").send(&gate).await;
+    assert_eq!((refused.status, refused.code()), (StatusCode::FORBIDDEN, Some(40_300)));
+    let unknown = ask(&token, "prompts/list", json!({})).send(&gate).await;
+    assert_eq!((unknown.status, unknown.code()), (StatusCode::NOT_FOUND, Some(-32_601)));
+}
+
+#[tokio::test]
+async fn a_budgeted_list_is_gathered_from_all_pages() {
+    let upstream = Upstream::undiscovered(|seen| async move {
+        let message = seen.json();
+        match seen.headers.contains_key("mcp-session-id") || message["method"] == "initialize" {
+            true if message.get("id").is_none() => status(StatusCode::ACCEPTED),
+            true => {
+                let mut response = json_reply(&super::upstream::result(&message, 120));
+                response
+                    .headers_mut()
+                    .insert("mcp-session-id", "s".parse().expect("a value"));
+                response
+            }
+            false => status(StatusCode::BAD_REQUEST),
+        }
+    })
+    .await;
+    let gate = Gate::with_route(&upstream, "    tools: {max: 5}\n").await;
+    let token = gate.reader();
+    let answer = ask(&token, "tools/list", json!({})).send(&gate).await;
+    let result = &answer.json()["result"];
+    assert_eq!(result["tools"].as_array().map(Vec::len), Some(5), "{answer:?}");
+    assert!(result.get("nextCursor").is_none());
+    assert_eq!(result["resultType"], "complete");
+    let pages = upstream
+        .seen()
+        .iter()
+        .filter(|seen| seen.json()["method"] == "tools/list")
+        .count();
+    assert_eq!(pages, 3);
+    let refused = ask(&token, "tools/list", json!({"cursor": "50"})).send(&gate).await;
+    assert_eq!(
+        (refused.status, refused.code()),
+        (StatusCode::BAD_REQUEST, Some(-32_602))
+    );
+}
+
+#[tokio::test]
+async fn r09_progress_and_logs_come_before_the_server_is_done() {
+    let (legacy, gate, token) = standard().await;
+    let call = call(&token, "tool_wait")
+        .meta("progressToken", json!("mine"))
+        .meta("io.modelcontextprotocol/logLevel", json!("warning"));
+    let opening = tokio::spawn({
+        let request = call.request(&gate);
+        async move { super::gate::client().request(request).await.expect("an answer") }
+    });
+    under_way(&legacy, 1).await;
+    let log = |level: &str| json!({"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": level, "data": level}});
+    let progress = |token: &str| json!({"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progressToken": token, "progress": 1}});
+    legacy.state.say(&log("info"));
+    legacy.state.say(&progress("$token"));
+    let mut events = Events(opening.await.expect("no panic").into_body(), String::new());
+    assert_eq!(
+        events.next().await.expect("progress")["params"],
+        json!({"progressToken": "mine", "progress": 1})
+    );
+    legacy.state.say(&log("error"));
+    assert_eq!(events.next().await.expect("a log")["params"]["level"], "error");
+    legacy.state.say(&done("at last"));
+    assert_eq!(
+        events.next().await.expect("the answer")["result"]["content"][0]["text"],
+        "at last"
+    );
+    assert_eq!(events.next().await, None);
+    assert_eq!(legacy.count("logging/setLevel"), 1);
+}
+
+/// A call that was asked for a name: its `requestState`, and the answer.
+async fn asked(legacy: &Legacy, gate: &Gate, token: &str) -> (String, Answer) {
+    let calls = held(&legacy.state.calls).len();
+    let call = call(token, "tool_wait").can(json!({"elicitation": {}}));
+    let request = call.request(gate);
+    let opening = tokio::spawn(async move { super::gate::client().request(request).await.expect("an answer") });
+    under_way(legacy, calls + 1).await;
+    legacy.state.say(&asks_for_name());
+    let (parts, body) = opening.await.expect("no panic").into_parts();
+    let answer = Answer {
+        status: parts.status,
+        headers: parts.headers,
+        body: body.collect().await.expect("it is whole").to_bytes(),
+    };
+    let state = answer.json()["result"]["requestState"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    (state, answer)
+}
+
+fn retry(token: &str, state: &str) -> Ask {
+    call(token, "tool_wait")
+        .can(json!({"elicitation": {}}))
+        .with("requestState", json!(state))
+        .with(
+            "inputResponses",
+            json!({"input-1": {"action": "accept", "content": {"name": "Ada"}}, "other": {"action": "cancel"}}),
+        )
+}
+
+#[tokio::test]
+async fn what_the_server_asks_is_asked_of_the_client_and_the_retry_goes_on() {
+    let (legacy, gate, token) = standard().await;
+    let (state, answer) = asked(&legacy, &gate, &token).await;
+    let result = &answer.json()["result"];
+    assert_eq!(
+        (answer.status, &result["resultType"]),
+        (StatusCode::OK, &json!("input_required"))
+    );
+    let question = &result["inputRequests"]["input-1"];
+    assert_eq!(question["method"], "elicitation/create");
+    assert_eq!(question["params"]["message"], "Your name?");
+
+    let retry = retry(&token, &state);
+    let server = async {
+        let answer = legacy.state.answer(1).await;
+        assert_eq!(
+            (&answer["id"], &answer["result"]["content"]["name"]),
+            (&json!("q-1"), &json!("Ada"))
+        );
+        legacy.state.say(&done("hello"));
+    };
+    let (answer, ()) = tokio::join!(retry.send(&gate), server);
+    assert_eq!(answer.json()["result"]["content"][0]["text"], "hello", "{answer:?}");
+    assert_eq!(legacy.count("tools/call"), 1);
+}
+
+#[tokio::test]
+async fn a_missing_answer_is_asked_for_again() {
+    let (legacy, gate, token) = standard().await;
+    let (state, _) = asked(&legacy, &gate, &token).await;
+    let again = retry(&token, &state)
+        .with("inputResponses", json!({}))
+        .send(&gate)
+        .await;
+    let result = &again.json()["result"];
+    assert_eq!(
+        result["inputRequests"]["input-1"]["method"], "elicitation/create",
+        "{again:?}"
+    );
+    let fresh = result["requestState"].as_str().expect("a state");
+    let server = async {
+        legacy.state.answer(1).await;
+        legacy.state.say(&done("hello"));
+    };
+    let request = retry(&token, fresh);
+    let (answer, ()) = tokio::join!(request.send(&gate), server);
+    assert_eq!(answer.json()["result"]["content"][0]["text"], "hello", "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_state_is_good_once_for_its_person_its_request_and_five_minutes() {
+    let (legacy, gate, token) = standard().await;
+    let (state, _) = asked(&legacy, &gate, &token).await;
+    let bob = gate.issuer.mint(
+        "bob",
+        &gate.url(),
+        &["mcp.use", "notes.read"],
+        &[],
+        std::time::Duration::from_secs(600),
+    );
+    let mut altered = state.clone().into_bytes();
+    altered[40] ^= 1;
+    let altered = String::from_utf8(altered).expect("ASCII");
+    let mut other = retry(&token, &state).with("arguments", json!({"a": 2}));
+    for (what, request) in [
+        ("altered", retry(&token, &altered)),
+        ("nonsense", retry(&token, "x")),
+        ("somebody else's", retry(&bob, &state)),
+        (
+            "another request's",
+            std::mem::replace(&mut other, retry(&token, &state)),
+        ),
+    ] {
+        let refused = request.send(&gate).await;
+        assert_eq!(
+            (refused.status, refused.code()),
+            (StatusCode::BAD_REQUEST, Some(-32_602)),
+            "{what}"
+        );
+        let message = refused.json()["error"]["message"].as_str().expect("text").to_owned();
+        assert!(
+            message.contains("send the request again without it"),
+            "{what}: {message}"
+        );
+    }
+    let expired = gate.clock.now() + 301;
+    gate.clock.set(expired);
+    let late = gate.token(&["mcp.use", "notes.read"], &[]);
+    let refused = retry(&late, &state).send(&gate).await;
+    assert_eq!(
+        (refused.status, refused.code()),
+        (StatusCode::BAD_REQUEST, Some(-32_602))
+    );
+    gate.clock.set(expired - 301);
+
+    let server = async {
+        legacy.state.answer(1).await;
+        legacy.state.say(&done("hello"));
+    };
+    let request = retry(&token, &state);
+    let (answer, ()) = tokio::join!(request.send(&gate), server);
+    assert_eq!(answer.json()["result"]["content"][0]["text"], "hello", "{answer:?}");
+    let replayed = retry(&token, &state).send(&gate).await;
+    assert_eq!(
+        (replayed.status, replayed.code()),
+        (StatusCode::BAD_REQUEST, Some(-32_602))
+    );
+}
+
+#[tokio::test]
+async fn a_client_that_cannot_be_asked_learns_what_was_lacking() {
+    let (legacy, gate, token) = standard().await;
+    let request = call(&token, "tool_wait").request(&gate);
+    let opening = tokio::spawn(async move { super::gate::client().request(request).await.expect("an answer") });
+    under_way(&legacy, 1).await;
+    legacy.state.say(&asks_for_name());
+    let told = legacy.state.answer(1).await;
+    assert_eq!(told["error"]["code"], -32_601);
+    legacy
+        .state
+        .say(&json!({"jsonrpc": "2.0", "id": "$id", "error": {"code": -32603, "message": "no name"}}));
+    let response = opening.await.expect("no panic");
+    assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+    let body: Value =
+        serde_json::from_slice(&response.into_body().collect().await.expect("whole").to_bytes()).expect("JSON");
+    assert_eq!(body["error"]["code"], -32_021);
+    assert_eq!(
+        body["error"]["data"],
+        json!({"requiredCapabilities": {"elicitation": {"form": {}}}})
+    );
+}
+
+#[tokio::test]
+async fn a_page_to_visit_is_an_input_and_the_retry_is_sent_anew() {
+    let (legacy, gate, token) = standard().await;
+    let refused = call(&token, "tool_page").send(&gate).await;
+    assert_eq!(
+        (refused.status, refused.code()),
+        (StatusCode::BAD_REQUEST, Some(-32_021))
+    );
+    let can = || call(&token, "tool_page").can(json!({"elicitation": {"url": {}}}));
+    let answer = can().send(&gate).await;
+    let result = &answer.json()["result"];
+    assert_eq!(
+        result["inputRequests"]["input-1"]["params"]["url"], "https://x.example/",
+        "{answer:?}"
+    );
+    let state = &result["requestState"];
+    let again = can()
+        .with("requestState", state.clone())
+        .with("inputResponses", json!({"input-1": {"action": "accept"}}));
+    assert_eq!(again.send(&gate).await.json()["result"]["resultType"], "input_required");
+    assert_eq!(legacy.count("tools/call"), 3);
+    let sent = legacy.upstream.seen();
+    let last = sent
+        .iter()
+        .rev()
+        .find(|seen| seen.json()["method"] == "tools/call")
+        .expect("a call")
+        .json();
+    assert_eq!(last["params"], json!({"name": "tool_page", "arguments": {"a": 1}}));
+}
+
+#[tokio::test]
+async fn one_session_serves_a_person_and_no_other() {
+    let (legacy, gate, token) = standard().await;
+    let bob = gate.issuer.mint(
+        "bob",
+        &gate.url(),
+        &["mcp.use", "notes.read"],
+        &[],
+        std::time::Duration::from_secs(600),
+    );
+    let calls = (0..20).map(|_| async { call(&token, "echo").send(&gate).await.status });
+    assert_eq!(futures_util::future::join_all(calls).await, [StatusCode::OK; 20]);
+    assert_eq!(legacy.count("initialize"), 1);
+    assert_eq!(legacy.count("server/discover"), 1);
+    call(&bob, "echo").send(&gate).await;
+    call(&token, "echo").can(json!({"sampling": {}})).send(&gate).await;
+    assert_eq!(legacy.count("initialize"), 3);
+    let sessions = |seen: &[Seen], from: usize| -> HashSet<String> {
+        let calls = seen
+            .iter()
+            .filter(|seen| seen.json()["method"] == "tools/call")
+            .skip(from);
+        calls
+            .map(|seen| seen.headers["mcp-session-id"].to_str().expect("text").to_owned())
+            .collect()
+    };
+    assert_eq!(sessions(&legacy.upstream.seen(), 0).len(), 3);
+    assert_eq!(sessions(&legacy.upstream.seen()[..], 20).len(), 2);
+}
+
+#[tokio::test]
+async fn r51_a_session_that_the_server_forgot_is_opened_again_once() {
+    let (legacy, gate, token) = standard().await;
+    assert_eq!(call(&token, "echo").send(&gate).await.status, StatusCode::OK);
+    legacy.state.forget();
+    let answer = call(&token, "echo").send(&gate).await;
+    assert_eq!(answer.json()["result"]["content"][0]["text"], "echo", "{answer:?}");
+    assert_eq!(legacy.count("initialize"), 2);
+    assert_eq!(legacy.count("tools/call"), 3);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_cancels_its_call() {
+    let (legacy, gate, token) = standard().await;
+    let request = call(&token, "tool_wait").request(&gate);
+    let opening = tokio::spawn(async move { super::gate::client().request(request).await });
+    under_way(&legacy, 1).await;
+    opening.abort();
+    let cancelled = legacy
+        .wait_for(|seen| seen.json()["method"] == "notifications/cancelled")
+        .await;
+    let call = held(&legacy.state.calls)[0].0["id"].clone();
+    assert_eq!(cancelled.json()["params"]["requestId"], call);
+}
+
+#[tokio::test]
+async fn the_end_of_the_gateway_is_the_end_of_its_sessions() {
+    let (legacy, gate, token) = standard().await;
+    call(&token, "echo").send(&gate).await;
+    let Gate { running, .. } = gate;
+    running.shutdown().await;
+    let ended = legacy.upstream.seen();
+    let last = ended.last().expect("it was asked");
+    assert_eq!(
+        (&last.method, &last.headers["mcp-session-id"]),
+        (&Method::DELETE, &"s-1".parse().expect("a value"))
+    );
+}
+
+#[tokio::test]
+async fn sessions_survive_a_reload_that_leaves_the_server_as_it_was() {
+    let legacy = Legacy::start().await;
+    let yaml = |rest: &str| {
+        format!(
+            "routes:\n  notes:\n    path: /notes/mcp\n    upstream: {}\n{rest}",
+            legacy.upstream.url()
+        )
+    };
+    let gate = Gate::with_yaml(&yaml("")).await;
+    let token = gate.reader();
+    call(&token, "echo").send(&gate).await;
+    gate.reload(&yaml(RULES)).expect("a good configuration");
+    let token = gate.token(&["mcp.use", "notes.read"], &[]);
+    assert_eq!(call(&token, "echo").send(&gate).await.status, StatusCode::OK);
+    assert_eq!((legacy.count("initialize"), legacy.count("server/discover")), (1, 1));
+    gate.reload(&yaml("    credential: {bearer: other}\n"))
+        .expect("a good configuration");
+    assert_eq!(call(&token, "echo").send(&gate).await.status, StatusCode::OK);
+    assert_eq!(legacy.count("initialize"), 2);
+    legacy.wait_for(|seen| seen.method == Method::DELETE).await;
+}
+
+#[tokio::test]
+async fn a_listener_hears_what_it_asked_for_and_may_see() {
+    let legacy = Legacy::start().await;
+    let rules =
+        "    resources:\n      rules:\n        - {allow: [\"memo://*\"]}\n        - {deny: [\"memo://secret/*\"]}\n";
+    let gate = Gate::with_route(&legacy.upstream, rules).await;
+    let token = gate.reader();
+    let listen = |uri: &str| {
+        ask(
+            &token,
+            "subscriptions/listen",
+            json!({"notifications": {
+                "toolsListChanged": true, "promptsListChanged": true, "resourceSubscriptions": [uri],
+            }}),
+        )
+    };
+    let mut events = listen("memo://a").open(&gate).await;
+    let first = events.next().await.expect("an acknowledgment");
+    assert_eq!(first["method"], "notifications/subscriptions/acknowledged");
+    assert_eq!(
+        first["params"],
+        json!({
+            "notifications": {"toolsListChanged": true, "resourceSubscriptions": ["memo://a"]},
+            "_meta": {"io.modelcontextprotocol/subscriptionId": 1},
+        })
+    );
+    let mut other = listen("memo://a").open(&gate).await;
+    other.next().await.expect("an acknowledgment");
+    assert_eq!(legacy.count("resources/subscribe"), 1);
+    legacy.wait_for(|seen| seen.method == Method::GET).await;
+    let say = |method: &str, params: Value| {
+        let message = json!({"jsonrpc": "2.0", "method": method, "params": params});
+        held(&legacy.state.standing)[0]
+            .send(event(&message))
+            .expect("it is read");
+    };
+    say("notifications/resources/updated", json!({"uri": "memo://b"}));
+    say("notifications/prompts/list_changed", json!({}));
+    say("notifications/resources/updated", json!({"uri": "memo://secret/a"}));
+    say("notifications/resources/updated", json!({"uri": "memo://a"}));
+    say("notifications/tools/list_changed", json!({}));
+    let updated = events.next().await.expect("news");
+    assert_eq!(
+        updated["params"],
+        json!({"uri": "memo://a", "_meta": {"io.modelcontextprotocol/subscriptionId": 1}})
+    );
+    assert_eq!(
+        events.next().await.expect("news")["method"],
+        "notifications/tools/list_changed"
+    );
+    drop(events);
+    other.next().await.expect("news");
+    drop(other);
+    legacy
+        .wait_for(|seen| seen.json()["method"] == "resources/unsubscribe")
+        .await;
+    assert_eq!(legacy.count("resources/unsubscribe"), 1);
+    let refused = listen("memo://secret/a").send(&gate).await;
+    assert_eq!(refused.code(), Some(40_300));
+}
+
+#[tokio::test]
+async fn a_listener_ends_gracefully_with_the_gateway_and_without_a_word_with_the_server() {
+    let (legacy, gate, token) = standard().await;
+    let listen = ask(
+        &token,
+        "subscriptions/listen",
+        json!({"notifications": {"toolsListChanged": true}}),
+    );
+    let mut events = listen.open(&gate).await;
+    events.next().await.expect("an acknowledgment");
+    legacy.wait_for(|seen| seen.method == Method::GET).await;
+    legacy.state.forget();
+    call(&token, "echo").send(&gate).await;
+    assert_eq!(events.next().await, None);
+
+    let mut events = listen.open(&gate).await;
+    events.next().await.expect("an acknowledgment");
+    let Gate { running, .. } = gate;
+    let ((), last) = tokio::join!(running.shutdown(), async {
+        let last = events.next().await;
+        drop(events);
+        last
+    });
+    assert_eq!(
+        last.expect("a result")["result"],
+        json!({
+            "resultType": "complete", "_meta": {"io.modelcontextprotocol/subscriptionId": 1},
+        })
+    );
+}
+
+#[tokio::test]
+async fn an_http_sse_server_is_reached_by_modern_calls() {
+    let upstream = Upstream::sse_tools(60).await;
+    let yaml = format!(
+        "routes:\n  notes:\n    path: /notes/mcp\n    upstream: {{urls: [\"{}\"], transport: sse}}\n",
+        upstream.url()
+    );
+    let gate = Gate::with_yaml(&yaml).await;
+    let token = gate.reader();
+    let answer = call(&token, "echo").send(&gate).await;
+    assert_eq!(answer.json()["result"]["content"][0]["text"], "echo", "{answer:?}");
+    let list = ask(&token, "tools/list", json!({})).send(&gate).await;
+    assert_eq!(list.json()["result"]["nextCursor"], "50", "{list:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_ceased_to_be_modern_is_asked_anew() {
+    let modern = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let serving = modern.clone();
+    let state = Arc::new(State::default());
+    let upstream = Upstream::undiscovered(move |seen| {
+        let (modern, state) = (serving.clone(), state.clone());
+        async move {
+            if modern.load(std::sync::atomic::Ordering::Relaxed) {
+                return json_reply(&json!({"jsonrpc": "2.0", "id": seen.json()["id"], "result": {
+                    "resultType": "complete", "supportedVersions": ["2026-07-28"], "capabilities": {}, "content": [],
+                }}));
+            }
+            state.serve(&seen)
+        }
+    })
+    .await;
+    let gate = Gate::with_route(&upstream, "").await;
+    let token = gate.reader();
+    assert_eq!(call(&token, "echo").send(&gate).await.status, StatusCode::OK);
+    assert_eq!(upstream.seen().len(), 2);
+    modern.store(false, std::sync::atomic::Ordering::Relaxed);
+    let refused = call(&token, "echo").send(&gate).await;
+    assert_eq!(
+        (refused.status, refused.code()),
+        (StatusCode::BAD_REQUEST, Some(-32_600))
+    );
+    let answer = call(&token, "echo").send(&gate).await;
+    assert_eq!(answer.json()["result"]["content"][0]["text"], "echo", "{answer:?}");
+}
