@@ -1,11 +1,13 @@
-"""A client on the Python SDK 2.x. `--mode auto` probes for 2026-07-28 first, `legacy` shakes hands as before."""
+"""A client on the Python SDK 2.x. `--mode auto` probes for 2026-07-28 first, `legacy` shakes hands as before, `modern` does not."""
 
+import json
 from contextlib import asynccontextmanager
 
 import anyio
 import mcp_types as types
 from mcp.client import Client
 from mcp.client.sse import sse_client
+from mcp.client.stdio import StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared._httpx_utils import create_mcp_http_client
 
@@ -89,11 +91,15 @@ async def session(options, wire):
         inbox.methods.add(getattr(message, "method", type(message).__name__))
 
     async with http(headers=headers) as client:
+        mode = "2026-07-28" if options.mode == "modern" else options.mode
         if options.transport == "sse":
             # The first HTTP+SSE servers don't answer a method they don't know, so a probe would hang.
             transport, mode = sse_client(options.url, headers=headers, httpx_client_factory=http), "legacy"
+        elif options.transport == "stdio":
+            command, *rest = json.loads(options.url)
+            transport = StdioServerParameters(command=command, args=rest)
         else:
-            transport, mode = streamable_http_client(options.url, http_client=client), options.mode
+            transport = streamable_http_client(options.url, http_client=client)
         async with Client(
             transport,
             mode=mode,
@@ -113,4 +119,4 @@ async def session(options, wire):
 
 
 if __name__ == "__main__":
-    start(arguments(__doc__, modes=("auto", "legacy")), session)
+    start(arguments(__doc__, modes=("auto", "legacy", "modern")), session)

@@ -20,10 +20,12 @@ export function readOptions() {
     },
   });
   if (positionals.length !== 1) {
-    console.error('usage: CLIENT URL [--token T] [--transport streamable|sse] [--profile ours|everything] [--mode auto|legacy]');
+    console.error('usage: CLIENT URL [--token T] [--transport streamable|sse|stdio] [--profile ours|everything|time] [--mode auto|legacy|modern]');
     process.exit(2);
   }
-  return { ...values, url: new URL(positionals[0]), headers: values.token ? { Authorization: `Bearer ${values.token}` } : {} };
+  // Over stdio, the command as a JSON array stands for the URL.
+  const url = values.transport === 'stdio' ? JSON.parse(positionals[0]) : new URL(positionals[0]);
+  return { ...values, url, headers: values.token ? { Authorization: `Bearer ${values.token}` } : {} };
 }
 
 // fetch() that remembers the first status of each method, which the SDKs keep to themselves.
@@ -78,6 +80,7 @@ const clean = (text) =>
   text
     .replace(/(127\.0\.0\.1|localhost|\[::1\]):\d+/g, '$1:PORT')
     .replace(/[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}/g, 'ID')
+    .replace(/\d{4}-\d\d-\d\dT/g, 'DATE-T')
     .replace(/created at [^"]*/g, 'created at TIME');
 
 function failure(error) {
@@ -205,6 +208,11 @@ class Scenario {
       );
       await this.step('cancel', () => this.cancel(long, { duration: 4, steps: 40 }));
       await this.step('after_cancel', () => this.call('echo', { message: 'again' }));
+    } else if (this.options.profile === 'time') {
+      const noon = { time: '12:00', source_timezone: 'Europe/Oslo', target_timezone: 'Asia/Tokyo' };
+      await this.step('call', () => this.call('convert_time', noon));
+      await this.step('fail', () => this.call('convert_time', { ...noon, source_timezone: 'Nowhere' }));
+      await this.step('bad_arguments', () => this.call('convert_time', {}));
     } else {
       await this.step('call', () => this.call('add', { a: 2, b: 3 }));
       await this.step('progress', () => this.callWithProgress('slow_count', { n: 5 }));

@@ -19,10 +19,10 @@ ABSENT = "not offered"
 
 def arguments(description: str, *, modes: tuple[str, ...] = ()) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("url")
+    parser.add_argument("url", help="with --transport stdio the command, as a JSON array")
     parser.add_argument("--token", help="bearer token sent with every request")
-    parser.add_argument("--transport", choices=("streamable", "sse"), default="streamable")
-    parser.add_argument("--profile", choices=("ours", "everything"), default="ours")
+    parser.add_argument("--transport", choices=("streamable", "sse", "stdio"), default="streamable")
+    parser.add_argument("--profile", choices=("ours", "everything", "time"), default="ours")
     parser.add_argument("--expect-denied", metavar="TOOL", help="only: call TOOL, then something else on the same session")
     parser.add_argument("--trace", action="store_true", help="each HTTP exchange as a JSON line on stderr")
     if modes:
@@ -77,6 +77,7 @@ class Progress:
 def clean(text: str) -> str:
     text = re.sub(r"(127\.0\.0\.1|localhost|\[::1\]):\d+", r"\1:PORT", text)
     text = re.sub(r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}", "ID", text)
+    text = re.sub(r"\d{4}-\d\d-\d\dT", "DATE-T", text)
     return re.sub(r"created at [^\"]*", "created at TIME", text)
 
 
@@ -231,6 +232,11 @@ class Scenario:
                 "cancel", lambda: self.cancel(sdk, "trigger-long-running-operation", {"duration": 4, "steps": 40})
             )
             await self.step("after_cancel", lambda: self.call(sdk, "echo", {"message": "again"}))
+        elif self.options.profile == "time":
+            noon = {"time": "12:00", "source_timezone": "Europe/Oslo", "target_timezone": "Asia/Tokyo"}
+            await self.step("call", lambda: self.call(sdk, "convert_time", noon))
+            await self.step("fail", lambda: self.call(sdk, "convert_time", noon | {"source_timezone": "Nowhere"}))
+            await self.step("bad_arguments", lambda: self.call(sdk, "convert_time", {}))
         else:
             await self.step("call", lambda: self.call(sdk, "add", {"a": 2, "b": 3}))
             await self.step("progress", lambda: self.call_with_progress(sdk, "slow_count", {"n": 5}))

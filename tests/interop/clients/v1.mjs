@@ -1,7 +1,8 @@
-// A client on npm SDK v1, over Streamable HTTP or HTTP+SSE.
+// A client on npm SDK v1, over Streamable HTTP, HTTP+SSE or stdio.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Client } from '@modelcontextprotocol/sdk/client/index.js';
 import { SSEClientTransport } from '@modelcontextprotocol/sdk/client/sse.js';
+import { StdioClientTransport } from '@modelcontextprotocol/sdk/client/stdio.js';
 import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js';
 import {
   CallToolResultSchema,
@@ -29,8 +30,13 @@ function newClient() {
 }
 
 await main(options, first, inbox, async () => {
-  const sse = options.transport === 'sse';
-  const transport = sse ? new SSEClientTransport(options.url, settings) : new StreamableHTTPClientTransport(options.url, settings);
+  const streamable = options.transport === 'streamable';
+  const transports = {
+    sse: () => new SSEClientTransport(options.url, settings),
+    stdio: () => new StdioClientTransport({ command: options.url[0], args: options.url.slice(1) }),
+    streamable: () => new StreamableHTTPClientTransport(options.url, settings),
+  };
+  const transport = transports[options.transport]();
   const client = newClient();
   await client.connect(inbox.watch(transport));
   const lists = {
@@ -50,11 +56,11 @@ await main(options, first, inbox, async () => {
       return inbox.waitFor('notifications/resources/list_changed', 'notifications/resources/updated');
     },
     async end() {
-      if (!sse) await transport.terminateSession();
+      if (streamable) await transport.terminateSession();
       await client.close();
     },
   };
-  if (!sse) {
+  if (streamable) {
     // Starts a call, loses the connection in the middle, and fetches the answer over another one of the same session.
     sdk.resume = async (name, args) => {
       const join = () => {

@@ -1,5 +1,7 @@
-// A client on npm SDK v2. `--mode auto` probes for 2026-07-28 first, `legacy` (that SDK's own default) shakes hands.
+// A client on npm SDK v2. `--mode auto` probes for 2026-07-28 first, `legacy` (that SDK's own default) shakes hands, and `modern`
+// speaks 2026-07-28 or not at all.
 import { Client, SSEClientTransport, StreamableHTTPClientTransport } from '@modelcontextprotocol/client';
+import { StdioClientTransport } from '@modelcontextprotocol/client/stdio';
 import { answers, Inbox, main, readOptions, watchedFetch } from './scenario.mjs';
 
 const options = readOptions();
@@ -9,10 +11,16 @@ const settings = { fetch: watched, requestInit: { headers: options.headers } };
 
 await main(options, first, inbox, async () => {
   const sse = options.transport === 'sse';
-  const transport = sse ? new SSEClientTransport(options.url, settings) : new StreamableHTTPClientTransport(options.url, settings);
+  const transports = {
+    sse: () => new SSEClientTransport(options.url, settings),
+    stdio: () => new StdioClientTransport({ command: options.url[0], args: options.url.slice(1) }),
+    streamable: () => new StreamableHTTPClientTransport(options.url, settings),
+  };
+  const transport = transports[options.transport]();
+  const mode = options.mode === 'modern' ? { pin: '2026-07-28' } : options.mode;
   const client = new Client(
     { name: 'v2', version: '1.0.0' },
-    { capabilities: answers.capabilities, versionNegotiation: { mode: sse ? 'legacy' : options.mode } },
+    { capabilities: answers.capabilities, versionNegotiation: { mode: sse ? 'legacy' : mode } },
   );
   client.setRequestHandler('sampling/createMessage', answers.sampling);
   client.setRequestHandler('elicitation/create', answers.elicitation);
@@ -43,7 +51,7 @@ await main(options, first, inbox, async () => {
       return seen;
     },
     async end() {
-      if (!sse && !modern) await transport.terminateSession();
+      if (options.transport === 'streamable' && !modern) await transport.terminateSession();
       await client.close();
     },
   };

@@ -1,11 +1,12 @@
 """FastMCP of the Python SDK 1.2, which knows HTTP+SSE alone: stream at /sse, messages at /messages/.
 
-It handles one message of a session at a time and knows neither cancellation nor elicitation, so those tools are not here.
+It handles one request of a session at a time and knows neither cancellation nor elicitation, so those tools are not here.
 """
 
 import anyio
 from mcp.server.fastmcp import Context, FastMCP
 from mcp.server.sse import SseServerTransport
+from mcp.types import SamplingMessage, TextContent
 from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 
@@ -33,6 +34,14 @@ async def slow_count(n: int, ctx: Context) -> str:
 def fail() -> str:
     """Fails."""
     raise ValueError("this tool always fails")
+
+
+@server.tool()
+async def sample(prompt: str, ctx: Context) -> str:
+    """Asks the client's model."""
+    question = SamplingMessage(role="user", content=TextContent(type="text", text=prompt))
+    answer = await ctx.request_context.session.create_message([question], max_tokens=50)
+    return f"{answer.model}: {answer.content.text}"
 
 
 @server.resource("memo://greeting", mime_type="text/plain")
