@@ -7,8 +7,10 @@ use http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use portcullis::cli::demo::loopback::Loopback;
+use rmcp::ServiceExt;
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
+use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::Service;
 
@@ -30,6 +32,13 @@ impl Era {
             Self::Legacy
         } else {
             Self::Modern
+        }
+    }
+
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::Modern => Self::Legacy,
+            Self::Legacy => Self::Modern,
         }
     }
 }
@@ -68,5 +77,47 @@ impl HttpServer {
     /// The MCP endpoint.
     pub(super) fn url(&self) -> String {
         format!("{}/mcp", self.server.origin())
+    }
+}
+
+/// The same server as a command: the command joins its stdio to a socket here, where each connection is a process of its own
+/// to the server. Dropping it ends all of them.
+pub(super) struct StdioServer {
+    port: u16,
+    _ends: DropGuard,
+}
+
+impl StdioServer {
+    pub(super) async fn start(era: Era) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("loopback has a free port");
+        let port = listener.local_addr().expect("it is bound").port();
+        let ends = CancellationToken::new();
+        let handler = Handler::new(era);
+        let ended = ends.clone();
+        tokio::spawn(ended.clone().run_until_cancelled_owned(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let (handler, ended) = (handler.instance(), ended.clone());
+                tokio::spawn(async move {
+                    if let Ok(running) = handler.serve_with_ct(socket, ended).await {
+                        let _ = running.waiting().await;
+                    }
+                });
+            }
+        }));
+        Self {
+            port,
+            _ends: ends.drop_guard(),
+        }
+    }
+
+    /// Program and arguments, as a list of YAML's.
+    pub(super) fn command(&self) -> String {
+        format!(
+            "[{:?}, tests/interop/servers/pipe.mjs, \"{}\"]",
+            super::node(),
+            self.port
+        )
     }
 }

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{NODE, OLD_SSE, RMCP, Server, command, reported};
+use super::{Link, NODE, OLD_SSE, RMCP, Server, command, reported};
 use crate::gate::Gate;
 use crate::rmcp_server::{RmcpServer, Settings};
 
@@ -13,7 +13,13 @@ const ALGORITHMS: &str = "algs=\"ES256 ES384 Ed25519 EdDSA PS256 RS256\"";
 
 /// The client's report about a gate that asks for `dpop`, in front of `url`.
 async fn report(server: Server, url: &str, dpop: &str, arguments: &[&str]) -> Value {
-    let issuer = super::server("oidc-provider", NODE, &["tests/interop/servers/oidc.mjs"], "", false);
+    let issuer = super::server(
+        "oidc-provider",
+        NODE,
+        &["tests/interop/servers/oidc.mjs"],
+        "",
+        Link::Streamable,
+    );
     let (_issuer, issuer_url) = issuer.start().await;
     let identity = format!(
         "  real: {{issuer: \"{}\", dpop: {dpop}}}\n",
