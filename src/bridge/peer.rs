@@ -5,9 +5,9 @@
 //! 2. What belongs to a call comes out of its [`Exchange`]; what belongs to none goes to whoever listens. Progress and
 //!    logs are dropped when nobody takes them off a full queue; answers and questions never are.
 //! 3. What a server asks in the middle of a call is the call's; where the connection doesn't tell of which, it is the
-//!    latest's that can be asked: all calls of a connection are one caller's. Only those of anonymous callers, who are
-//!    many, are never guessed at. A question nobody takes, or whose taker goes away, is answered with an error: no
-//!    server waits for ever.
+//!    latest's that can be asked: all calls of a connection are one caller's. Among those of anonymous callers, who are
+//!    many, nobody guesses: it is the only one's or nobody's. A question nobody takes, or
+//!    whose taker goes away, is answered with an error: no server waits for ever.
 //! 4. Dropping an exchange cancels: the server is told (`notifications/cancelled`), or its stream is closed.
 //! 5. A connection that ends takes its calls with it; each of them learns why.
 
@@ -415,6 +415,9 @@ impl Peer {
                         return self.lose(id, rejection.into());
                     }
                 }
+                Ok(None) if source.is_http_sse() => {
+                    return self.lose(id, Lost::Status(StatusCode::METHOD_NOT_ALLOWED));
+                }
                 Ok(None) | Err(_) if !self.waits(id) => return,
                 // A server may end a stream before its answer, and go on with it later (MCP 2025-11-25, "Resumability").
                 Ok(None) | Err(_) => match self.link.resume(&mut source, funds).await {
@@ -504,11 +507,9 @@ impl Peer {
         let call = origin
             .and_then(|id| state.calls.get(&id))
             .or_else(|| {
-                let open = state
-                    .calls
-                    .iter()
-                    .filter(|(_, call)| call.takes_questions && !call.anonymous);
-                open.max_by_key(|(id, _)| **id).map(|(_, call)| call)
+                let open = || state.calls.iter().filter(|(_, call)| call.takes_questions);
+                let (_, latest) = open().max_by_key(|(id, _)| **id)?;
+                (!latest.anonymous || open().count() == 1).then_some(latest)
             })
             .filter(|call| call.takes_questions);
         let refused = match (call, &state.questions) {

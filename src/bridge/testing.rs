@@ -19,11 +19,13 @@ use tokio::sync::{mpsc, oneshot};
 use super::era::Nature;
 use super::opening::{Opened, Opener};
 use super::peer::{Ask, Event, Exchange, Funds, Lost, Peer};
+use crate::authn::Principal;
 use crate::edge::Rejection;
+use crate::policy::RoutePolicy;
 use crate::secret::Secret;
 use crate::upstream::Upstream;
 use crate::upstream::stdio::Processes;
-use crate::upstream::testing::{config, credential, permit};
+use crate::upstream::testing::{config, credential};
 
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -249,8 +251,16 @@ pub const INITIALIZED: &str =
     r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"hand","version":"1"}}"#;
 
 pub fn funds() -> Funds {
+    funds_of(Principal {
+        identity: Some("corp".into()),
+        ..Principal::anonymous()
+    })
+}
+
+pub fn funds_of(principal: Principal) -> Funds {
+    let permit = RoutePolicy::default().permit_stream(&Arc::new(principal));
     Funds {
-        permit: permit(),
+        permit: permit.expect("nothing is demanded"),
         credential: credential(),
         forwarded: HeaderMap::new(),
     }

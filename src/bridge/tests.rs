@@ -5,8 +5,9 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::message::RpcError;
-use super::peer::{Event, Lost, Peer, ServerEra};
-use super::testing::{Came, INITIALIZED, Process, Server, ask, next};
+use super::peer::{Ask, Event, Lost, Peer, ServerEra};
+use super::testing::{Came, INITIALIZED, Process, Server, ask, funds_of, next};
+use crate::authn::Principal;
 use crate::edge::Rejection;
 
 fn said(came: &Came) -> Value {
@@ -365,6 +366,63 @@ async fn a_server_that_refuses_posts_is_met_over_its_stream() {
         Err(Lost::Rejected(Rejection::Upstream(_)))
     ));
     assert!(peer.ended().is_cancelled());
+}
+
+#[tokio::test]
+async fn among_anonymous_callers_nobody_guesses_whom_a_server_asks() {
+    let mut server = Server::start().await;
+    let (stream, peer) = over_sse(&mut server).await;
+    let anonymous = || Ask {
+        funds: funds_of(Principal::anonymous()),
+        ..ask("tools/call", "{}")
+    };
+    let mut only = peer.request(anonymous());
+    server.came().await.status(202);
+    stream.message(r#"{"jsonrpc":"2.0","id":1,"method":"elicitation/create"}"#);
+    let Ok(Event::Request(_asked)) = next(&mut only).await else {
+        panic!("no question");
+    };
+    let _other = peer.request(anonymous());
+    server.came().await.status(202);
+    stream.message(r#"{"jsonrpc":"2.0","id":2,"method":"elicitation/create"}"#);
+    let came = server.came().await;
+    assert_eq!(said(&came)["id"], 2);
+    assert_eq!(said(&came)["error"]["code"], -32_601);
+}
+
+#[tokio::test]
+async fn a_server_that_opens_its_stream_whatever_the_method_is_one_of_2024() {
+    let mut server = Server::start().await;
+    let opening = server.opening();
+    let probing = tokio::spawn(async move {
+        let modern = opening.opener().is_modern().await;
+        let opened = opening.opener().initialize(&Bytes::from_static(b"{}")).await;
+        (modern, opened, opening.nature.sse().get())
+    });
+    let mut streams = Vec::new();
+    // Asked what it is, asked to begin a session, and asked for its stream.
+    for method in [Method::POST, Method::POST, Method::GET] {
+        let came = server.came().await;
+        assert_eq!(came.method, method);
+        let stream = came.events();
+        stream.raw("event: endpoint\ndata: /messages?session=7\n\n");
+        streams.push(stream);
+    }
+    let came = server.came().await;
+    assert_eq!(came.target, "/messages?session=7");
+    let id = came.id();
+    came.status(202);
+    let stream = streams.pop().expect("three of them");
+    stream.message(&format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{INITIALIZED}}}"#));
+    server.came().await.status(202);
+    let (modern, opened, sse) = probing.await.expect("no panic");
+    assert!(matches!(modern, Ok(false)), "{modern:?}");
+    assert_eq!(sse, Some(true));
+    opened.expect("a session");
+    // Nobody listens to the others.
+    for stream in streams {
+        stream.closed().await;
+    }
 }
 
 #[tokio::test]

@@ -42,6 +42,8 @@ pub struct Events {
     pub retry: Duration,
     /// How often it was gone on with since something came.
     resumed: usize,
+    /// It is HTTP+SSE's stream: some servers open it whatever the request's method.
+    is_http_sse: bool,
 }
 
 impl Source {
@@ -55,6 +57,11 @@ impl Source {
                 body: Some(response.into_body()),
             }
         }
+    }
+
+    /// Whether it turned out to be HTTP+SSE's stream, which answers nothing that was posted here.
+    pub fn is_http_sse(&self) -> bool {
+        matches!(self, Self::Events(events) if events.is_http_sse)
     }
 
     /// The next message, raw; `None` at the end.
@@ -83,6 +90,7 @@ impl Events {
             last_id: None,
             retry: RETRY,
             resumed: 0,
+            is_http_sse: false,
         }
     }
 
@@ -102,6 +110,10 @@ impl Events {
         loop {
             match self.event().await? {
                 None => return Ok(None),
+                Some((Some(name), _)) if &name[..] == b"endpoint" => {
+                    self.is_http_sse = true;
+                    return Ok(None);
+                }
                 Some((None, data)) if !data.is_empty() => {
                     self.resumed = 0;
                     return Ok(Some(data));
