@@ -12,7 +12,7 @@
 //! 6. A process that ends by itself within 10 s of its start holds its owner up before the next one: half a second,
 //!    doubling to 30 s. Nobody else waits, for what one caller asked may be what killed it.
 //!
-//! stderr goes to the log, see [`stderr`].
+//! What they write to stderr goes to the log: `stderr`.
 
 mod backoff;
 mod child;
