@@ -199,7 +199,7 @@ impl Keeper {
         }
         let route = &*route;
         match verdict {
-            Some(StdioError::Closed) => tracing::debug!(route, process = id, %status, "the server's process was ended"),
+            Some(StdioError::Closed) => tracing::info!(route, process = id, %status, "the server's process was ended"),
             Some(error) => tracing::warn!(route, process = id, %error, "the server's process was killed"),
             None => {
                 tracing::warn!(route, process = id, %status, "the server's process ended by itself");
