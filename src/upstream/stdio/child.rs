@@ -112,7 +112,7 @@ pub(super) fn start(
     let (orders, ordered) = mpsc::channel(1);
     let (tell, outcome) = watch::channel(None);
     let route = tenancy.shared.route.clone();
-    tracing::debug!(
+    tracing::info!(
         route = &*route,
         process = group.id(),
         "the server's process was started"
