@@ -27,6 +27,8 @@ pub enum Kind {
     Bare,
     Nginx,
     Gate,
+    /// The gate, whose server is a legacy one: every call is carried over a session of the gate's own.
+    Bridged,
     /// The gate with room for few requests, which sheds the others.
     Shedding,
 }
@@ -39,6 +41,7 @@ impl Kind {
             Self::Bare => "bare",
             Self::Nginx => "nginx",
             Self::Gate => "gate",
+            Self::Bridged => "bridged",
             Self::Shedding => "gate, requests: 64",
         }
     }
@@ -82,12 +85,13 @@ impl Contestant {
                 let child = many_files(Path::new("nginx")).arg("-c").arg(&file).spawn()?;
                 (address, Some(child))
             }
-            Kind::Gate | Kind::Shedding => {
+            Kind::Gate | Kind::Bridged | Kind::Shedding => {
                 let (address, admin) = (free_address()?, free_address()?);
                 fs::write(directory.path().join("jwks.json"), issuer.jwks().to_string())?;
                 let keys = format!(r#"issuer: "{}", jwks_file: jwks.json"#, issuer.issuer());
+                let era = if kind == Kind::Bridged { "legacy" } else { "auto" };
                 let requests = if kind == Kind::Shedding { 64 } else { 10_000 };
-                let yaml = gate_yaml(address, admin, &[upstream], &keys, requests);
+                let yaml = gate_yaml(address, admin, &[upstream], &keys, requests, era);
                 (address, Some(serve(directory.path(), &yaml)?))
             }
         };
@@ -108,7 +112,14 @@ impl Contestant {
         let directory = tempfile::tempdir()?;
         let begun = Instant::now();
         let (address, admin) = (free_address()?, free_address()?);
-        let yaml = gate_yaml(address, admin, upstreams, &format!(r#"issuer: "{issuer}""#), 10_000);
+        let yaml = gate_yaml(
+            address,
+            admin,
+            upstreams,
+            &format!(r#"issuer: "{issuer}""#),
+            10_000,
+            "auto",
+        );
         let child = serve(directory.path(), &yaml)?;
         let mut contestant = Self {
             kind: Kind::Gate,
@@ -283,7 +294,14 @@ fn serve(directory: &Path, yaml: &str) -> Result<Child, Failure> {
     Ok(gate.arg("serve").arg("--config").arg(file).spawn()?)
 }
 
-fn gate_yaml(address: SocketAddr, admin: SocketAddr, upstreams: &[SocketAddr], keys: &str, requests: usize) -> String {
+fn gate_yaml(
+    address: SocketAddr,
+    admin: SocketAddr,
+    upstreams: &[SocketAddr],
+    keys: &str,
+    requests: usize,
+    era: &str,
+) -> String {
     let urls: Vec<String> = upstreams
         .iter()
         .map(|server| format!(r#""http://{server}/mcp""#))
@@ -300,7 +318,7 @@ roles:
 routes:
   bench:
     path: /mcp
-    upstream: {{urls: [{urls}], transport: streamable-http}}
+    upstream: {{urls: [{urls}], transport: streamable-http, era: {era}}}
     tools:
       rules:
         - {{allow: ["get_*", "small", "slow", "events", "big"], to: [caller]}}

@@ -90,7 +90,7 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kinds = [Kind::Direct, Kind::Bare, Kind::Nginx, Kind::Gate];
+        let kinds = [Kind::Direct, Kind::Bare, Kind::Nginx, Kind::Gate, Kind::Bridged];
         write!(f, "{:<34}", "")?;
         for kind in kinds {
             write!(f, "{:>10}", kind.name())?;

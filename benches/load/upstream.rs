@@ -1,8 +1,8 @@
 //! The server behind every contestant: it answers at once, so that what is measured is the way there and back.
 //!
 //! `POST` is a `tools/call`: `small` answers a small JSON, `slow` the same after 10 ms and only eight at a time, `big` 10 MiB of it, `events` a stream of
-//! `arguments.count` progress events `arguments.pace` milliseconds apart and then the result. `GET` is a stream on which nothing
-//! happens.
+//! `arguments.count` progress events `arguments.pace` milliseconds apart and then the result. It speaks both eras.
+//! `GET` is a stream on which nothing happens.
 
 use std::convert::Infallible;
 use std::io;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::header::CONTENT_TYPE;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -61,41 +61,64 @@ async fn answer(request: Request<Incoming>) -> Response<Body> {
         .unwrap_or_default();
     let call: Value = serde_json::from_slice(&body).unwrap_or_default();
     let arguments = &call["params"]["arguments"];
+    let id = &call["id"];
+    match call["method"].as_str() {
+        Some("server/discover") => return json(answered(id, DISCOVERED)),
+        Some("initialize") => return json(answered(id, INITIALIZED)),
+        Some(method) if method.starts_with("notifications/") => return accepted(),
+        _ => {}
+    }
     match call["params"]["name"].as_str() {
         Some("events") => {
             let count = arguments["count"].as_u64().unwrap_or_default();
             let pace = Duration::from_millis(arguments["pace"].as_u64().unwrap_or_default());
-            let progress = stream::unfold(0, move |step| async move {
+            let token = call["params"]["_meta"]["progressToken"].clone();
+            let progress = stream::unfold((0, token), move |(step, token)| async move {
                 if step == count {
                     return None;
                 }
                 if !pace.is_zero() {
                     tokio::time::sleep(pace).await;
                 }
-                Some((frame(event(step)), step + 1))
+                Some((frame(event(step, &token)), (step + 1, token)))
             });
-            let result = stream::once(async { frame(format!("event: message\ndata: {RESULT}\n\n")) });
+            let result = format!("event: message\ndata: {}\n\n", answered(id, RESULT));
+            let result = stream::once(async { frame(result) });
             events(StreamBody::new(progress.chain(result)).boxed_unsync())
         }
         Some("slow") => {
             let _place = SLOW.acquire().await;
             tokio::time::sleep(Duration::from_millis(10)).await;
-            json(Bytes::from_static(RESULT.as_bytes()))
+            json(answered(id, RESULT))
         }
-        Some("big") => json(Bytes::from(format!(
-            r#"{{"jsonrpc":"2.0","id":1,"result":{{"resultType":"complete","content":[{{"type":"text","text":"{}"}}]}}}}"#,
-            "x".repeat(BIG)
-        ))),
-        _ => json(Bytes::from_static(RESULT.as_bytes())),
+        Some("big") => {
+            let text = "x".repeat(BIG);
+            let result = format!(r#"{{"resultType":"complete","content":[{{"type":"text","text":"{text}"}}]}}"#);
+            json(answered(id, &result))
+        }
+        _ => json(answered(id, RESULT)),
     }
 }
 
-const RESULT: &str = r#"{"jsonrpc":"2.0","id":1,"result":{"resultType":"complete","content":[{"type":"text","text":"the answer of a small tool, as long as such answers are"}],"isError":false}}"#;
+const RESULT: &str = r#"{"resultType":"complete","content":[{"type":"text","text":"the answer of a small tool, as long as such answers are"}],"isError":false}"#;
+const DISCOVERED: &str = r#"{"resultType":"complete","supportedVersions":["2026-07-28"],"capabilities":{"tools":{}},"ttlMs":0,"cacheScope":"public"}"#;
+const INITIALIZED: &str =
+    r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"load","version":"1"}}"#;
+
+fn answered(id: &Value, result: &str) -> String {
+    format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{result}}}"#)
+}
+
+fn accepted() -> Response<Body> {
+    let mut response = Response::new(Full::default().boxed_unsync());
+    *response.status_mut() = StatusCode::ACCEPTED;
+    response
+}
 
 /// The time it was made, in nanoseconds, is the progress message.
-fn event(step: u64) -> String {
+fn event(step: u64, token: &Value) -> String {
     format!(
-        "event: message\ndata: {{\"jsonrpc\":\"2.0\",\"method\":\"notifications/progress\",\"params\":{{\"progressToken\":1,\
+        "event: message\ndata: {{\"jsonrpc\":\"2.0\",\"method\":\"notifications/progress\",\"params\":{{\"progressToken\":{token},\
          \"progress\":{step},\"message\":\"{}\"}}}}\n\n",
         EPOCH.elapsed().as_nanos()
     )
@@ -113,8 +136,8 @@ fn events(body: Body) -> Response<Body> {
     response
 }
 
-fn json(body: Bytes) -> Response<Body> {
-    let mut response = Response::new(Full::new(body).boxed_unsync());
+fn json(body: String) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from(body)).boxed_unsync());
     response
         .headers_mut()
         .insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
