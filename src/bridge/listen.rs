@@ -176,13 +176,15 @@ impl Filter {
         Ok(filter)
     }
 
-    /// The part of it that a server of these capabilities can tell of.
+    /// The part of it that a server of these capabilities may tell of. Whether it says that it does isn't looked at: there
+    /// are servers that do, and never say so; one that doesn't refuses to subscribe.
     fn honoured(mut self, capabilities: &[u8]) -> Self {
-        let capabilities: Value = serde_json::from_slice(capabilities).unwrap_or_default();
-        self.tools_list_changed &= capabilities["tools"]["listChanged"] == true;
-        self.prompts_list_changed &= capabilities["prompts"]["listChanged"] == true;
-        self.resources_list_changed &= capabilities["resources"]["listChanged"] == true;
-        if capabilities["resources"]["subscribe"] != true {
+        let all = Object::parse(capabilities).unwrap_or_else(|_| Object::empty());
+        let has = |name| matches!(all.object(name), Ok(Some(_)));
+        self.tools_list_changed &= has("tools");
+        self.prompts_list_changed &= has("prompts");
+        self.resources_list_changed &= has("resources");
+        if !has("resources") {
             self.resource_subscriptions.clear();
         }
         self
@@ -248,6 +250,7 @@ pub async fn open(
         .honoured(&peer.facts().capabilities);
         // It hears before it subscribes: the first news may overtake the answer.
         let listener = peer.listen();
+        peer.stand().await;
         match Subscribed::to(&peer, &filter.resource_subscriptions, way.funds()).await {
             Ok(subscribed) => break (listener, subscribed, filter),
             Err(Lost::Session) if again => again = false,

@@ -106,6 +106,9 @@ impl Way {
         let mut again = true;
         loop {
             let peer = self.peer().await?;
+            if ask.takes_questions && &caller.capabilities[..] != b"{}" {
+                peer.stand().await;
+            }
             let logs = self.logs(caller, &peer).await;
             let mut exchange = peer.request(ask.clone());
             let first = match tokio::time::timeout(KEEPALIVE, exchange.next()).await {

@@ -38,6 +38,8 @@ const QUEUED: usize = 256;
 const MAX_CALLS: usize = 1024;
 /// How long a server may take to hear of a cancellation, an answer or the end.
 const PARTING: Duration = Duration::from_secs(5);
+/// How long a standing stream's head is waited for.
+const STANDING: Duration = Duration::from_secs(1);
 /// The progress token within parameters.
 const TOKEN: [&str; 2] = ["_meta", "progressToken"];
 
@@ -347,6 +349,15 @@ impl Peer {
         Listener {
             peer: self.clone(),
             told: self.told.subscribe(),
+        }
+    }
+
+    /// Has a legacy server's standing stream open before something is sent that it may be needed for: many servers ask over it
+    /// what belongs to a call, and say nothing when there is none. One that doesn't open soon isn't waited for.
+    pub async fn stand(self: &Arc<Self>) {
+        if self.era() == ServerEra::Legacy {
+            self.link.stand(self);
+            let _ = tokio::time::timeout(STANDING, self.link.stood()).await;
         }
     }
 

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::source::{Events, whole};
 use super::{Posted, Source};
@@ -41,6 +42,8 @@ pub struct HttpLink {
     endpoint: OnceLock<(EndpointId, Arc<str>)>,
     version: OnceLock<HeaderValue>,
     stands: AtomicBool,
+    /// The standing stream is open, or was not to be had.
+    stood: CancellationToken,
     standing: OnceLock<AbortHandle>,
 }
 
@@ -54,6 +57,7 @@ impl HttpLink {
             endpoint: OnceLock::new(),
             version: OnceLock::new(),
             stands: AtomicBool::new(false),
+            stood: CancellationToken::new(),
             standing: OnceLock::new(),
         }
     }
@@ -162,13 +166,14 @@ impl HttpLink {
         if self.stands.swap(true, Ordering::Relaxed) {
             return;
         }
-        let weak = Arc::downgrade(peer);
+        let (weak, stood) = (Arc::downgrade(peer), self.stood.clone());
         let standing = tokio::spawn(async move {
             let mut last: Option<HeaderValue> = None;
             let mut pause = Duration::from_secs(1);
             loop {
                 let Some(peer) = weak.upgrade() else { return };
                 let opened = peer.open_standing(last.as_ref()).await;
+                stood.cancel();
                 if matches!(opened, Err(Lost::Session)) {
                     return peer.forgotten();
                 }
@@ -198,6 +203,11 @@ impl HttpLink {
             }
         });
         let _ = self.standing.set(standing.abort_handle());
+    }
+
+    /// Comes back when the standing stream was opened for the first time, or could not be.
+    pub async fn stood(&self) {
+        self.stood.cancelled().await;
     }
 
     /// The standing stream; `None` when the server offers none.

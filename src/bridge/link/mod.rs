@@ -55,6 +55,13 @@ impl Link {
         }
     }
 
+    /// Comes back when what [`Link::stand`] opens was opened, or could not be.
+    pub async fn stood(&self) {
+        if let Self::Http(link) = self {
+            link.stood().await;
+        }
+    }
+
     /// Opens what brings messages of no call, if the link has such a thing and it isn't open.
     pub fn stand(&self, peer: &Arc<Peer>) {
         if let Self::Http(link) = self {
