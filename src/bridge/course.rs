@@ -1,11 +1,12 @@
-//! A modern caller's call on a legacy server: what happens in its course, as the caller may see it.
+//! A modern caller's call: what happens in its course, as the caller may see it.
 //!
 //! 1. Progress goes to the caller under its own token, and log messages from the level on that it asked for; news that
 //!    belong to no call go to whoever listens for them.
 //! 2. What the server asks becomes an interim result (MCP 2026-07-28, "Multi Round-Trip Requests") of all that it has asked
 //!    by then. What the client has not declared it is not asked: the server hears so, and when the call fails for it the
 //!    caller learns what was lacking.
-//! 3. Everything passes the route's rules before it is the caller's.
+//! 3. What a modern server answers is answered as it is.
+//! 4. Everything passes the route's rules before it is the caller's.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use http::StatusCode;
 use super::map::{self, LogLevel, ToModernError};
 use super::message::{self, RpcError, replaced, text};
 use super::parked::Binding;
-use super::peer::{Asked, Event, Exchange, Listener, Lost, Peer, Told};
+use super::peer::{Asked, Event, Exchange, Listener, Lost, Peer, ServerEra, Told};
 use crate::edge::Rejection;
 use crate::mcp::{Id, codes};
 use crate::reply::inspect::Inspector;
@@ -140,12 +141,12 @@ impl Caller {
 }
 
 impl Course {
-    /// A call that was just sent, or has got as far as `first`.
-    pub fn new(exchange: Exchange, first: Option<Event>, logs: Option<Listener>) -> Self {
+    /// A call that was just sent.
+    pub fn new(exchange: Exchange, logs: Option<Listener>) -> Self {
         Self {
             exchange,
             logs,
-            ahead: first.map(Ok).into_iter().collect(),
+            ahead: VecDeque::new(),
             asked: 0,
             lacking: None,
         }
@@ -154,6 +155,16 @@ impl Course {
     /// The connection it goes over.
     pub fn peer(&self) -> &Arc<Peer> {
         self.exchange.peer()
+    }
+
+    /// Waits until something has happened.
+    ///
+    /// # Errors
+    /// When it is that there will be no answer.
+    pub async fn begin(&mut self) -> Result<(), Lost> {
+        let first = self.event().await?;
+        self.ahead.push_back(Ok(first));
+        Ok(())
     }
 
     /// What comes next; nothing is lost when this is given up halfway.
@@ -178,11 +189,17 @@ impl Course {
                     }
                 }
                 Event::Answer(Ok(result)) => {
-                    let result = map::result_to_modern(&caller.method, &result, self.peer().facts())?;
+                    let result = match self.peer().era() {
+                        ServerEra::Modern => result,
+                        ServerEra::Legacy => map::result_to_modern(&caller.method, &result, self.peer().facts())?,
+                    };
                     return Ok(Step::Answered {
                         message: message::answer(&caller.id, &Ok(result)),
                         status: StatusCode::OK,
                     });
+                }
+                Event::Answer(Err(error)) if self.peer().era() == ServerEra::Modern => {
+                    return Ok(refused(error, caller));
                 }
                 Event::Answer(Err(error)) => return self.failed(&error, caller),
             }
@@ -303,16 +320,7 @@ impl Course {
             return Err(Rejection::MissingCapability { required });
         }
         let pages = match map::error_to_modern(&caller.method, error) {
-            ToModernError::Error(error) => {
-                let status = match error.code {
-                    codes::METHOD_NOT_FOUND => StatusCode::NOT_FOUND,
-                    _ => StatusCode::OK,
-                };
-                return Ok(Step::Answered {
-                    message: message::answer(&caller.id, &Err(error)),
-                    status,
-                });
-            }
+            ToModernError::Error(error) => return Ok(refused(error, caller)),
             ToModernError::UrlElicitations(pages) => pages,
         };
         let mut questions = Vec::with_capacity(pages.len());
@@ -329,6 +337,19 @@ impl Course {
             });
         }
         Ok(Step::Asked(questions))
+    }
+}
+
+/// A server's error, with the status that it has over HTTP (MCP 2026-07-28, "Streamable HTTP").
+fn refused(error: RpcError, caller: &Caller) -> Step {
+    let status = match error.code {
+        codes::METHOD_NOT_FOUND => StatusCode::NOT_FOUND,
+        codes::HEADER_MISMATCH | codes::MISSING_CAPABILITY | codes::UNSUPPORTED_VERSION => StatusCode::BAD_REQUEST,
+        _ => StatusCode::OK,
+    };
+    Step::Answered {
+        message: message::answer(&caller.id, &Err(error)),
+        status,
     }
 }
 

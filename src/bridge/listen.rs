@@ -1,4 +1,4 @@
-//! `subscriptions/listen` over a connection to a legacy server (MCP 2026-07-28, "Subscriptions").
+//! `subscriptions/listen` over a connection of the gateway's (MCP 2026-07-28, "Subscriptions").
 //!
 //! 1. The acknowledgment comes first, and names what the server can tell of. A resource is subscribed to once however many
 //!    of the connection's listeners want it, and no longer when none does.
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use serde::Deserialize;
@@ -22,8 +22,8 @@ use tokio::time::Instant;
 use super::course::{Caller, unanswered};
 use super::map::{self, LogLevel};
 use super::message::{self, Answered, text};
-use super::modern::{Way, stream};
-use super::peer::{Ask, Event, Funds, Listener, Lost, Peer, Told};
+use super::modern::{Way, last, stream};
+use super::peer::{Ask, Event, Exchange, Funds, Listener, Lost, Peer, Told};
 use crate::edge::{Body, BodyError, Rejection};
 use crate::mcp::object::Object;
 use crate::mcp::sse;
@@ -34,6 +34,7 @@ use crate::upstream::UpstreamError;
 
 /// How long a server may take to subscribe, or to set a level.
 const SETTLING: Duration = Duration::from_secs(10);
+const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
 /// Resources of one listener.
 const MAX_RESOURCES: usize = 256;
 
@@ -259,20 +260,115 @@ pub async fn open(
     };
     filter.resource_subscriptions = subscribed.resources.iter().map(|uri| uri.to_string()).collect();
     let acknowledged = json!({"notifications": filter.json()}).to_string().into();
-    let first = caller.subscribed("notifications/subscriptions/acknowledged", &acknowledged);
-    let guard = caller.inspector.route.metrics.stream();
-    let flow = Flow {
+    let first = caller.subscribed(ACKNOWLEDGED, &acknowledged);
+    let news = News::Ours {
+        filter,
+        _subscribed: subscribed,
+    };
+    Ok(Flow::new(first, caller, news, listener, standing, endings))
+}
+
+/// Opens a listener's stream at a modern server that tells its listeners apart by their subscription's id.
+///
+/// # Errors
+/// When the server can't be reached, or doesn't acknowledge.
+pub async fn forward(
+    way: &Way,
+    caller: Caller,
+    params: Bytes,
+    standing: Standing,
+    endings: &mut Vec<Ending>,
+) -> Result<Response<Body>, Rejection> {
+    let peer = way.peer().await?;
+    way.note(endings, &peer);
+    let mut listener = peer.listen();
+    let mut exchange = peer.request(Ask {
+        method: caller.method.clone(),
+        params,
+        funds: way.funds().clone(),
+        headers: HeaderMap::new(),
+        takes_questions: false,
+    });
+    let acknowledged = tokio::time::timeout(SETTLING, async {
+        loop {
+            tokio::select! {
+                biased;
+                Some(told) = listener.next() => {
+                    if is_of(&told.params, exchange.id()) && &*told.method == ACKNOWLEDGED {
+                        return Ok(Ok(told));
+                    }
+                }
+                event = exchange.next() => match event {
+                    Ok(Event::Answer(answer)) => return Ok(Err(answer)),
+                    Ok(_) => {}
+                    Err(lost) => return Err(unanswered(lost, &peer)),
+                },
+            }
+        }
+    });
+    let first = match acknowledged.await {
+        Err(_) => {
+            return Err(UpstreamError::Timeout {
+                endpoint: peer.name(),
+                after: SETTLING,
+            }
+            .into());
+        }
+        Ok(told) => match told? {
+            Ok(told) => caller.subscribed(ACKNOWLEDGED, &told.params),
+            Err(answer) => {
+                let answer = answer.map(|result| map::subscribed(&result, &caller.id).unwrap_or(result));
+                let finished = caller.finish(message::answer(&caller.id, &answer), StatusCode::OK)?;
+                return Ok(last(finished, endings));
+            }
+        },
+    };
+    Ok(Flow::new(
         first,
         caller,
-        filter,
+        News::Theirs(exchange),
         listener,
         standing,
-        endings: std::mem::take(endings),
-        quiet_since: Instant::now(),
-        _subscribed: subscribed,
-        _guard: guard,
-    };
-    Ok(stream(flow.body()))
+        endings,
+    ))
+}
+
+/// Whether something is of the subscription that the server knows by that id.
+fn is_of(params: &Bytes, id: u64) -> bool {
+    let of = message::at(params, &["_meta", "io.modelcontextprotocol/subscriptionId"]);
+    of.is_some_and(|of| of == id.to_string())
+}
+
+/// Where a listener's news are from.
+enum News {
+    /// All that the connection hears, as far as it was asked for.
+    Ours { filter: Filter, _subscribed: Subscribed },
+    /// A subscription at the server.
+    Theirs(Exchange),
+}
+
+impl News {
+    fn is_wanted(&self, told: &Told) -> bool {
+        match self {
+            Self::Ours { filter, .. } => filter.wants(told),
+            Self::Theirs(exchange) => is_of(&told.params, exchange.id()),
+        }
+    }
+
+    /// The end, where the server says that it is.
+    async fn ended(&mut self) -> Option<Answered> {
+        let Self::Theirs(exchange) = self else {
+            return std::future::pending().await;
+        };
+        loop {
+            match exchange.next().await {
+                Ok(Event::Answer(answer)) => return Some(answer),
+                // Silence is what most subscriptions are.
+                Ok(_) | Err(Lost::Rejected(Rejection::Upstream(UpstreamError::Timeout { .. }))) => {}
+                Err(_) => return None,
+            }
+        }
+    }
 }
 
 impl Caller {
@@ -293,16 +389,37 @@ impl Caller {
 struct Flow {
     first: Option<Bytes>,
     caller: Caller,
-    filter: Filter,
+    news: News,
     listener: Listener,
     standing: Standing,
     endings: Vec<Ending>,
     quiet_since: Instant,
-    _subscribed: Subscribed,
     _guard: GaugeGuard,
 }
 
 impl Flow {
+    fn new(
+        first: Option<Bytes>,
+        caller: Caller,
+        news: News,
+        listener: Listener,
+        standing: Standing,
+        endings: &mut Vec<Ending>,
+    ) -> Response<Body> {
+        let guard = caller.inspector.route.metrics.stream();
+        let flow = Self {
+            first,
+            caller,
+            news,
+            listener,
+            standing,
+            endings: std::mem::take(endings),
+            quiet_since: Instant::now(),
+            _guard: guard,
+        };
+        stream(flow.body())
+    }
+
     fn body(self) -> Body {
         let frames = futures_util::stream::unfold(Some(self), |flow| async move {
             let mut flow = flow?;
@@ -340,13 +457,21 @@ impl Flow {
                         return Some((event, false));
                     }
                 }
+                ended = self.news.ended() => {
+                    let Some(Ok(_)) = ended else {
+                        self.end(Outcome::UpstreamError);
+                        return None;
+                    };
+                    self.end(Outcome::Success);
+                    return Some((self.caller.closed()?, true));
+                }
                 () = tokio::time::sleep_until(self.quiet_since + KEEPALIVE) => return Some((COMMENT, false)),
             }
         }
     }
 
     fn heard(&self, told: &Told) -> Option<Bytes> {
-        if !self.filter.wants(told) {
+        if !self.news.is_wanted(told) {
             return None;
         }
         let params = map::notification_to_modern(&told.method, &told.params)?;

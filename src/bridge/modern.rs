@@ -1,4 +1,4 @@
-//! Modern callers of a server that isn't modern, or isn't there by HTTP.
+//! Modern callers of a server that isn't modern, or is a command.
 //!
 //! 1. A request goes over the connection that its person's requests share ([`super::peers`]). What the gateway is told of
 //!    the client with each request, the server was told when the connection was opened.
@@ -6,7 +6,7 @@
 //! 3. A call that needs its caller's input waits ([`super::parked`]); the retry that brings it goes on with it. The retry is
 //!    a request like any other: authorized, counted and audited by itself.
 //! 4. `server/discover` is answered from what the server said when the connection was opened, `subscriptions/listen` by
-//!    [`super::listen`]. Notifications are for nobody: no call of a modern client outlasts its request.
+//!    [`super::listen`]. A modern server that is a command gets all else as it is. Notifications are for nobody: no call of a modern client outlasts its request.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use super::map::{self, ToLegacy};
 use super::message::{self, at};
 use super::opening::{LEGACY, MODERN, client_info};
 use super::parked::{Binding, Ticket};
-use super::peer::{Ask, Funds, Listener, Lost, Peer};
+use super::peer::{Ask, Funds, Listener, Lost, Peer, ServerEra};
 use super::peers::Key;
 use super::{Bridge, listen};
 use crate::call::Form;
@@ -58,7 +58,13 @@ impl Way {
         let info = info.map_or_else(client_info, |info| String::from_utf8_lossy(info).into_owned());
         let declared = String::from_utf8_lossy(capabilities);
         let initialize = format!(r#"{{"protocolVersion":"{LEGACY}","capabilities":{declared},"clientInfo":{info}}}"#);
-        let client = digest::digest(&digest::SHA256, capabilities);
+        // A modern server is told with each request.
+        let told = if call.route.bridge.nature().modern().get() == Some(true) {
+            &[][..]
+        } else {
+            capabilities
+        };
+        let client = digest::digest(&digest::SHA256, told);
         Self {
             bridge: call.route.bridge.clone(),
             key: Key {
@@ -110,17 +116,12 @@ impl Way {
                 peer.stand().await;
             }
             let logs = self.logs(caller, &peer).await;
-            let mut exchange = peer.request(ask.clone());
-            let first = match tokio::time::timeout(KEEPALIVE, exchange.next()).await {
-                Err(_) => None,
-                Ok(Ok(event)) => Some(event),
-                Ok(Err(Lost::Session)) if again => {
-                    again = false;
-                    continue;
-                }
+            let mut course = Course::new(peer.request(ask.clone()), logs);
+            match tokio::time::timeout(KEEPALIVE, course.begin()).await {
+                Ok(Err(Lost::Session)) if again => again = false,
                 Ok(Err(lost)) => return Err(unanswered(lost, &peer)),
-            };
-            return Ok(Course::new(exchange, first, logs));
+                Ok(Ok(())) | Err(_) => return Ok(course),
+            }
         }
     }
 
@@ -161,12 +162,14 @@ pub async fn serve(shared: &Shared, sending: Sending, endings: &mut Vec<Ending>)
         return Err(Rejection::UnsupportedVersion(version.into()));
     }
     let params = params_of(&message.raw);
-    let answered_here = matches!(&*message.method, "server/discover" | "subscriptions/listen");
-    // Those two have no counterpart, but say of their client what all do.
-    let carried = if answered_here { "" } else { &*message.method };
-    let mapped = map::request_to_legacy(carried, &params)?;
+    // Who asks, whatever is asked.
+    let mut mapped = map::request_to_legacy("", &params)?;
     let capabilities = map::client_capabilities_to_legacy(&mapped.client_capabilities);
     let way = Way::new(&sending, &mapped, &capabilities);
+    let as_it_is = call.route.bridge.is_stdio() && way.peer().await?.era() == ServerEra::Modern;
+    if !as_it_is && !matches!(&*message.method, "server/discover" | "subscriptions/listen") {
+        mapped = map::request_to_legacy(&message.method, &params)?;
+    }
     let caller = Caller {
         id,
         method: message.method.clone(),
@@ -190,7 +193,11 @@ pub async fn serve(shared: &Shared, sending: Sending, endings: &mut Vec<Ending>)
             return Ok(last(answer, endings));
         }
         "subscriptions/listen" => {
-            return listen::open(&way, caller, &params, shared.standing(call), endings).await;
+            let standing = shared.standing(call);
+            return match as_it_is {
+                true => listen::forward(&way, caller, params, standing, endings).await,
+                false => listen::open(&way, caller, &params, standing, endings).await,
+            };
         }
         _ => {}
     }
@@ -199,7 +206,14 @@ pub async fn serve(shared: &Shared, sending: Sending, endings: &mut Vec<Ending>)
         if request.cursor.is_some() {
             return Err(Rejection::InvalidCursor);
         }
-        return list(&sending, &way, &caller, request, mapped.params, endings).await;
+        let params = if as_it_is { params } else { mapped.params };
+        return list(&sending, &way, &caller, request, params, endings).await;
+    }
+    if as_it_is {
+        let begun = Instant::now();
+        let course = way.begin(&caller, params).await?;
+        way.note(endings, course.peer());
+        return respond(caller, course, begun + KEEPALIVE, endings).await;
     }
     let ticket = match &mapped.request_state {
         Some(state) => caller.binding.open(&shared.sealer, state, shared.clock.now())?,
@@ -352,6 +366,7 @@ async fn list(
         caller,
         params: Some(params),
         status: StatusCode::OK,
+        era: ServerEra::Legacy,
         endings,
     };
     let message = gather(sending, request, &caller.inspector, &mut pages).await?;
@@ -373,6 +388,8 @@ struct Paged<'a> {
     /// Of the first page.
     params: Option<Bytes>,
     status: StatusCode,
+    /// The server's.
+    era: ServerEra,
     endings: &'a mut Vec<Ending>,
 }
 
@@ -380,6 +397,7 @@ impl Paged<'_> {
     async fn page(&mut self, params: Bytes) -> Result<Bytes, Rejection> {
         let mut course = self.way.begin(self.caller, params).await?;
         self.way.note(self.endings, course.peer());
+        self.era = course.peer().era();
         loop {
             match course.next(self.caller).await? {
                 Step::Answered { message, status } => {
@@ -399,8 +417,12 @@ impl Pages for Paged<'_> {
     }
 
     async fn next(&mut self, request: Bytes) -> Result<Bytes, Rejection> {
-        let mapped = map::request_to_legacy(&self.caller.method, &params_of(&request))?;
-        self.page(mapped.params).await
+        let params = params_of(&request);
+        let params = match self.era {
+            ServerEra::Modern => params,
+            ServerEra::Legacy => map::request_to_legacy(&self.caller.method, &params)?.params,
+        };
+        self.page(params).await
     }
 }
 
@@ -410,7 +432,7 @@ fn params_of(message: &Bytes) -> Bytes {
 }
 
 /// The last message as the whole response.
-fn last(answer: Finished, endings: &mut Vec<Ending>) -> Response<Body> {
+pub(super) fn last(answer: Finished, endings: &mut Vec<Ending>) -> Response<Body> {
     finish(endings, answer.outcome);
     let mut response = Response::new(full(answer.message));
     *response.status_mut() = answer.status;
@@ -421,7 +443,7 @@ fn last(answer: Finished, endings: &mut Vec<Ending>) -> Response<Body> {
 }
 
 /// A response of events.
-pub fn stream(body: Body) -> Response<Body> {
+pub(super) fn stream(body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));

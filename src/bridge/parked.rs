@@ -163,3 +163,159 @@ impl Binding {
         Ok((ticket != Ticket::default()).then_some(ticket))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bridge::testing::{Came, Server, ask};
+
+    fn binding() -> Binding {
+        Binding {
+            person: [1; 32],
+            request: Binding::digest(
+                "tools/call",
+                &Bytes::from_static(br#"{"name":"a","arguments":{"n":1}}"#),
+            ),
+            route: "notes".into(),
+        }
+    }
+
+    #[test]
+    fn a_state_is_opened_by_the_request_that_it_was_made_for_and_by_no_other() {
+        let sealer = Sealer::new(&[]);
+        let ticket = Some([7; 16]);
+        let state = binding().seal(&sealer, ticket.as_ref(), 1000).expect("it fits");
+        assert_eq!(binding().open(&sealer, &state, 1299).expect("it is good"), ticket);
+        let anew = binding().seal(&sealer, None, 1000).expect("it fits");
+        assert_eq!(binding().open(&sealer, &anew, 1299).expect("it is good"), None);
+
+        let other = |change: fn(&mut Binding)| {
+            let mut binding = binding();
+            change(&mut binding);
+            binding
+        };
+        let altered = |place: usize| {
+            let mut text = state.clone().into_bytes();
+            text[place] = if text[place] == b'A' { b'B' } else { b'A' };
+            String::from_utf8(text).expect("ASCII")
+        };
+        let of_another_purpose = sealer.seal(Purpose::Task, &[0; 104]).expect("it fits");
+        let cases: [(&str, Binding, &str, u64); 10] = [
+            ("over", binding(), &state, 1300),
+            (
+                "another person's",
+                other(|binding| binding.person = [2; 32]),
+                &state,
+                1000,
+            ),
+            (
+                "another request's",
+                other(|binding| binding.request = [2; 32]),
+                &state,
+                1000,
+            ),
+            (
+                "another route's",
+                other(|binding| binding.route = "note".into()),
+                &state,
+                1000,
+            ),
+            (
+                "a longer route's",
+                other(|binding| binding.route = "notes2".into()),
+                &state,
+                1000,
+            ),
+            ("altered at its head", binding(), &altered(0), 1000),
+            ("altered in its middle", binding(), &altered(state.len() / 2), 1000),
+            ("cut", binding(), &state[..state.len() - 4], 1000),
+            ("empty", binding(), "", 1000),
+            ("of another purpose", binding(), &of_another_purpose, 1000),
+        ];
+        for (what, binding, state, now) in cases {
+            let refused = binding.open(&sealer, state, now).expect_err(what);
+            assert!(matches!(refused, Rejection::RequestState), "{what}");
+        }
+        let another_key = binding().open(&Sealer::new(&[]), &state, 1000);
+        assert!(matches!(another_key, Err(Rejection::RequestState)));
+    }
+
+    #[test]
+    fn a_request_is_the_same_whatever_is_said_of_it_and_however_it_is_spaced() {
+        let digest =
+            |method: &str, params: &'static str| Binding::digest(method, &Bytes::from_static(params.as_bytes()));
+        let one = digest("tools/call", r#"{"name":"a","arguments":{"n":1}}"#);
+        for params in [
+            r#"{"arguments": {"n" : 1}, "name":"a"}"#,
+            r#"{"name":"a","arguments":{"n":1},"_meta":{"progressToken":1}}"#,
+        ] {
+            assert_eq!(digest("tools/call", params), one, "{params}");
+        }
+        for (method, params) in [
+            ("prompts/get", r#"{"name":"a","arguments":{"n":1}}"#),
+            ("tools/call", r#"{"name":"a","arguments":{"n":2}}"#),
+            ("tools/call", r#"{"name":"a","arguments":{"n":"1"}}"#),
+            ("tools/call", r#"{"name":"a"}"#),
+            ("tools/call", r#"{"name":"a","arguments":{"n":1},"x":null}"#),
+        ] {
+            assert_ne!(digest(method, params), one, "{method} {params}");
+        }
+    }
+
+    /// A call that is under way, and the server's end of it.
+    async fn course(server: &mut Server, peer: &std::sync::Arc<crate::bridge::peer::Peer>) -> (Course, Came) {
+        let exchange = peer.request(ask("tools/call", r#"{"name":"a"}"#));
+        let came = server.came().await;
+        (Course::new(exchange, None), came)
+    }
+
+    #[tokio::test]
+    async fn so_many_calls_wait_and_no_more_until_one_is_taken() {
+        let mut server = Server::start().await;
+        let peer = server.session().await;
+        let parked = Parked::default();
+        let mut waiting = Vec::new();
+        for _ in 0..MAX_OF_PERSON {
+            let (course, came) = course(&mut server, &peer).await;
+            let ticket = parked.park([1; 32], course, Vec::new()).expect("there is room");
+            waiting.push((ticket, came));
+        }
+        let (refused, _refused) = course(&mut server, &peer).await;
+        let refused = parked.park([1; 32], refused, Vec::new());
+        assert!(matches!(refused, Err(Rejection::TooManyParked)));
+        let cancelled = server.came().await;
+        assert!(cancelled.body.contains("notifications/cancelled"), "{}", cancelled.body);
+        cancelled.status(202);
+        let (other, _other) = course(&mut server, &peer).await;
+        parked
+            .park([2; 32], other, Vec::new())
+            .expect("another person has room");
+
+        let (ticket, _came) = waiting.pop().expect("one waits");
+        let taken = parked.take(&ticket).expect("it waits");
+        assert!(parked.take(&ticket).is_none(), "it waits no more");
+        let (again, _again) = course(&mut server, &peer).await;
+        parked.park([1; 32], again, Vec::new()).expect("there is room again");
+        drop(taken);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_nobody_comes_back_for_is_cancelled() {
+        let mut server = Server::start().await;
+        let peer = server.session().await;
+        let parked = Parked::default();
+        let (course, _came) = course(&mut server, &peer).await;
+        let ticket = parked.park([1; 32], course, Vec::new()).expect("there is room");
+        tokio::time::pause();
+        tokio::time::advance(PATIENCE - Duration::from_secs(1)).await;
+        parked.end_expired();
+        assert_eq!(parked.all().len(), 1);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        tokio::time::resume();
+        assert!(parked.all().contains_key(&ticket));
+        parked.end_expired();
+        assert!(parked.all().is_empty());
+        let cancelled = server.came().await;
+        assert!(cancelled.body.contains("notifications/cancelled"), "{}", cancelled.body);
+    }
+}

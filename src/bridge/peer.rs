@@ -618,6 +618,11 @@ async fn read(peer: Weak<Peer>, mut source: Source) {
 }
 
 impl Exchange {
+    /// The id that the server knows it by.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
     /// The connection it goes over.
     pub fn peer(&self) -> &Arc<Peer> {
         &self.peer

@@ -855,3 +855,295 @@ async fn a_server_that_ceased_to_be_modern_is_asked_anew() {
     let answer = call(&token, "echo").send(&gate).await;
     assert_eq!(answer.json()["result"]["content"][0]["text"], "echo", "{answer:?}");
 }
+
+#[tokio::test]
+async fn a_question_after_progress_is_the_last_event() {
+    let (legacy, gate, token) = standard().await;
+    let call = call(&token, "tool_wait")
+        .can(json!({"elicitation": {}}))
+        .meta("progressToken", json!(1));
+    let request = call.request(&gate);
+    let opening = tokio::spawn(async move { super::gate::client().request(request).await.expect("an answer") });
+    under_way(&legacy, 1).await;
+    let progress = |progress: u8| {
+        json!({"jsonrpc": "2.0", "method": "notifications/progress",
+        "params": {"progressToken": "$token", "progress": progress}})
+    };
+    legacy.state.say(&progress(1));
+    let mut events = Events(opening.await.expect("no panic").into_body(), String::new());
+    events.next().await.expect("progress");
+    legacy.state.say(&asks_for_name());
+    let asked = events.next().await.expect("a question");
+    assert_eq!(asked["result"]["resultType"], "input_required");
+    assert_eq!(events.next().await, None);
+
+    // The retry is another request, with another token.
+    legacy.state.say(&progress(2));
+    let state = asked["result"]["requestState"].as_str().expect("a state");
+    let retry = retry(&token, state).meta("progressToken", json!("two"));
+    let mut events = retry.open(&gate).await;
+    assert_eq!(
+        events.next().await.expect("progress")["params"],
+        json!({"progressToken": "two", "progress": 2})
+    );
+    legacy.state.say(&done("hello"));
+    assert_eq!(
+        events.next().await.expect("the answer")["result"]["content"][0]["text"],
+        "hello"
+    );
+}
+
+#[tokio::test]
+async fn a_person_has_sixteen_calls_wait_and_the_next_is_refused() {
+    let (legacy, gate, token) = standard().await;
+    for _ in 0..16 {
+        let (_, answer) = asked(&legacy, &gate, &token).await;
+        assert_eq!(answer.json()["result"]["resultType"], "input_required", "{answer:?}");
+    }
+    let (_, refused) = asked(&legacy, &gate, &token).await;
+    assert_eq!(
+        (refused.status, refused.code()),
+        (StatusCode::TOO_MANY_REQUESTS, Some(42_900))
+    );
+    assert_eq!(legacy.state.answer(1).await["error"]["code"], -32_603);
+    legacy
+        .wait_for(|seen| seen.json()["method"] == "notifications/cancelled")
+        .await;
+}
+
+/// One thread, so that the gateway's time is the test's: it runs when nobody has anything to do.
+#[tokio::test]
+async fn a_call_that_nobody_comes_back_for_is_cancelled_and_its_session_ends() {
+    let (legacy, gate, token) = standard().await;
+    let (state, _) = asked(&legacy, &gate, &token).await;
+    tokio::time::pause();
+    tokio::time::sleep(std::time::Duration::from_secs(331)).await;
+    tokio::time::resume();
+    let cancelled = legacy
+        .wait_for(|seen| seen.json()["method"] == "notifications/cancelled")
+        .await;
+    assert_eq!(
+        cancelled.json()["params"]["requestId"],
+        held(&legacy.state.calls)[0].0["id"]
+    );
+    // By the clock that states go by it is still in time.
+    let refused = retry(&token, &state).send(&gate).await;
+    assert_eq!(
+        (refused.status, refused.code()),
+        (StatusCode::BAD_REQUEST, Some(-32_602))
+    );
+    tokio::time::pause();
+    tokio::time::sleep(std::time::Duration::from_secs(631)).await;
+    tokio::time::resume();
+    let ended = legacy.wait_for(|seen| seen.method == Method::DELETE).await;
+    assert_eq!(ended.headers["mcp-session-id"], "s-1");
+}
+
+#[tokio::test]
+async fn a_silent_call_gets_a_comment_every_15_s() {
+    let (legacy, gate, token) = standard().await;
+    let request = call(&token, "tool_wait").request(&gate);
+    let opening = tokio::spawn(async move { super::gate::client().request(request).await.expect("an answer") });
+    under_way(&legacy, 1).await;
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    let mut body = opening.await.expect("no panic").into_body();
+    for seconds in [15, 30, 45] {
+        let frame = body
+            .frame()
+            .await
+            .expect("a frame")
+            .expect("a whole one")
+            .into_data()
+            .expect("data");
+        assert_eq!(&frame[..], b": keepalive\n\n");
+        let passed = began.elapsed().as_secs_f64();
+        assert!((passed - f64::from(seconds)).abs() < 2.0, "{passed}");
+    }
+    tokio::time::resume();
+    legacy.state.say(&done("at last"));
+    let mut events = Events(body, String::new());
+    assert_eq!(
+        events.next().await.expect("the answer")["result"]["content"][0]["text"],
+        "at last"
+    );
+}
+
+/// An HTTP+SSE server that logs, and asks for a name, before it answers a call.
+async fn talking_sse() -> (Upstream, Arc<State>) {
+    let state = Arc::new(State::default());
+    let serving = state.clone();
+    let upstream = Upstream::undiscovered(move |seen| {
+        let state = serving.clone();
+        async move {
+            let message = seen.json();
+            if seen.method == Method::GET {
+                let (sender, response) = stream();
+                sender.send("event: endpoint\ndata: messages\n\n".to_owned()).expect("it is read");
+                held(&state.standing).push(sender);
+                return response;
+            }
+            let say = |value: &Value| held(&state.standing)[0].send(event(value)).expect("it is read");
+            let answer = |result: Value| say(&json!({"jsonrpc": "2.0", "id": message["id"], "result": result}));
+            match message["method"].as_str() {
+                Some("initialize") => answer(json!({
+                    "protocolVersion": "2024-11-05", "capabilities": {"tools": {}, "logging": {}},
+                    "serverInfo": {"name": "old", "version": "1"},
+                })),
+                Some("logging/setLevel") => answer(json!({})),
+                Some("tools/call") => {
+                    say(&json!({"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "error", "data": 1}}));
+                    say(&asks_for_name());
+                }
+                None => {
+                    state.answers.send_modify(|answers| answers.push(message.clone()));
+                    let id = seen_call(&state);
+                    say(&json!({"jsonrpc": "2.0", "id": id, "result": {"content": [], "answer": message}}));
+                }
+                _ => {}
+            }
+            if message["method"] == "tools/call" {
+                held(&state.calls).push((message["id"].clone(), mpsc::unbounded_channel().0));
+            }
+            status(StatusCode::ACCEPTED)
+        }
+    })
+    .await;
+    (upstream, state)
+}
+
+fn seen_call(state: &State) -> Value {
+    held(&state.calls).last().map_or(Value::Null, |(id, _)| id.clone())
+}
+
+#[tokio::test]
+async fn what_a_shared_line_says_is_its_persons_and_never_of_one_of_many() {
+    let (upstream, state) = talking_sse().await;
+    let route = |anonymous| {
+        format!(
+            "routes:\n  notes:\n    path: /notes/mcp\n    anonymous: {anonymous}\n    upstream: {{urls: [\"{}\"], transport: sse}}\n",
+            upstream.url()
+        )
+    };
+    let call = |token: &str| {
+        call(token, "echo")
+            .can(json!({"elicitation": {}}))
+            .meta("io.modelcontextprotocol/logLevel", json!("info"))
+    };
+    let gate = Gate::with_yaml(&route(false)).await;
+    let mut events = call(&gate.reader()).open(&gate).await;
+    assert_eq!(events.next().await.expect("a log")["params"]["level"], "error");
+    assert_eq!(
+        events.next().await.expect("a question")["result"]["resultType"],
+        "input_required"
+    );
+    drop(gate);
+
+    held(&state.standing).clear();
+    let gate = Gate::with_yaml(&route(true)).await;
+    let answers = state.answers.borrow().len();
+    let answer = call("").send(&gate).await;
+    assert_eq!(
+        answer.json()["result"]["answer"]["error"]["code"],
+        -32_601,
+        "{answer:?}"
+    );
+    assert_eq!(answer.header("content-type"), "application/json");
+    assert!(state.answers.borrow().len() > answers);
+}
+
+/// A modern server on stdin and stdout that asks before it answers, and tells its listener of changes.
+const MODERN_PROCESS: &str = r#"
+import json, sys
+listener, cancelled = None, None
+def say(message): print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+for line in sys.stdin:
+    message = json.loads(line)
+    method, id, params = message.get("method"), message.get("id"), message.get("params", {})
+    subscription = {"io.modelcontextprotocol/subscriptionId": listener}
+    if method == "server/discover":
+        say({"id": id, "result": {"resultType": "complete", "supportedVersions": ["2026-07-28"], "capabilities": {"tools": {"listChanged": True}},
+            "ttlMs": 0, "cacheScope": "private", "_meta": {"io.modelcontextprotocol/serverInfo": {"name": "new", "version": "1"}}}})
+    elif method == "subscriptions/listen":
+        listener = id
+        say({"method": "notifications/subscriptions/acknowledged", "params": {"notifications": params["notifications"],
+            "_meta": {"io.modelcontextprotocol/subscriptionId": id}}})
+    elif method == "notifications/cancelled":
+        cancelled = params["requestId"]
+    elif method == "tools/call" and params["name"] == "change":
+        say({"method": "notifications/tools/list_changed", "params": {"_meta": subscription}})
+        say({"id": id, "result": {"resultType": "complete", "content": []}})
+    elif method == "tools/call" and params["name"] == "cancelled":
+        say({"id": id, "result": {"resultType": "complete", "content": [], "cancelled": cancelled is not None and cancelled == listener}})
+    elif method == "tools/call" and "requestState" not in params:
+        say({"id": id, "result": {"resultType": "input_required", "requestState": "theirs", "inputRequests": {
+            "k": {"method": "elicitation/create", "params": {"message": "?", "requestedSchema": {"type": "object", "properties": {}}}}}}})
+    elif method == "tools/call":
+        say({"id": id, "result": {"resultType": "complete", "content": [], "echo": params}})
+    elif id is not None:
+        say({"id": id, "error": {"code": -32601, "message": "no"}})
+"#;
+
+#[tokio::test]
+async fn a_modern_command_is_spoken_with_as_the_caller_speaks() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let script = directory.path().join("server.py");
+    std::fs::write(&script, MODERN_PROCESS).expect("it can be written");
+    let gate = Gate::with_yaml(&format!(
+        "routes:\n  notes:\n    path: /notes/mcp\n    upstream: {{command: [/usr/bin/python3, \"{}\"]}}\n",
+        script.display()
+    ))
+    .await;
+    let token = gate.reader();
+    let told = ask(&token, "server/discover", json!({})).send(&gate).await;
+    assert_eq!(
+        told.json()["result"]["_meta"]["io.modelcontextprotocol/serverInfo"]["name"],
+        "new",
+        "{told:?}"
+    );
+
+    let can = || call(&token, "ask").can(json!({"elicitation": {}}));
+    let answer = can().send(&gate).await;
+    let result = &answer.json()["result"];
+    assert_eq!(
+        (&result["requestState"], &result["inputRequests"]["k"]["method"]),
+        (&json!("theirs"), &json!("elicitation/create"))
+    );
+    let retry = can()
+        .with("requestState", json!("theirs"))
+        .with("inputResponses", json!({"k": {"action": "decline"}}));
+    let answer = retry.send(&gate).await;
+    let echo = &answer.json()["result"]["echo"];
+    assert_eq!(
+        echo["inputResponses"],
+        json!({"k": {"action": "decline"}}),
+        "{answer:?}"
+    );
+    assert_eq!(echo["_meta"]["io.modelcontextprotocol/protocolVersion"], "2026-07-28");
+    let unknown = ask(&token, "prompts/list", json!({})).send(&gate).await;
+    assert_eq!((unknown.status, unknown.code()), (StatusCode::NOT_FOUND, Some(-32_601)));
+
+    let mut listen = ask(
+        &token,
+        "subscriptions/listen",
+        json!({"notifications": {"toolsListChanged": true}}),
+    );
+    listen.id = json!("mine");
+    let mut events = listen.open(&gate).await;
+    let mine = json!({"io.modelcontextprotocol/subscriptionId": "mine"});
+    let first = events.next().await.expect("an acknowledgment");
+    assert_eq!(
+        (&first["method"], &first["params"]["_meta"]),
+        (&json!("notifications/subscriptions/acknowledged"), &mine)
+    );
+    call(&token, "change").send(&gate).await;
+    let news = events.next().await.expect("news");
+    assert_eq!(
+        (&news["method"], &news["params"]["_meta"]),
+        (&json!("notifications/tools/list_changed"), &mine)
+    );
+    drop(events);
+    while call(&token, "cancelled").send(&gate).await.json()["result"]["cancelled"] != true {
+        tokio::task::yield_now().await;
+    }
+}
