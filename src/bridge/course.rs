@@ -19,6 +19,7 @@ use super::map::{self, LogLevel, ToModernError};
 use super::message::{self, RpcError, replaced, text};
 use super::parked::Binding;
 use super::peer::{Asked, Event, Exchange, Listener, Lost, Peer, ServerEra, Told};
+use super::peers::Own;
 use crate::edge::Rejection;
 use crate::mcp::{Id, codes};
 use crate::reply::inspect::Inspector;
@@ -51,6 +52,8 @@ pub struct Course {
     logs: Option<Listener>,
     /// What has happened already.
     ahead: VecDeque<Result<Event, Lost>>,
+    /// Ends with the call.
+    _own: Option<Own>,
     /// How many questions there were.
     asked: usize,
     /// What the client would have had to declare.
@@ -142,11 +145,12 @@ impl Caller {
 
 impl Course {
     /// A call that was just sent.
-    pub fn new(exchange: Exchange, logs: Option<Listener>) -> Self {
+    pub fn new(exchange: Exchange, logs: Option<Listener>, own: Option<Own>) -> Self {
         Self {
             exchange,
             logs,
             ahead: VecDeque::new(),
+            _own: own,
             asked: 0,
             lacking: None,
         }

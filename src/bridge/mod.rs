@@ -43,7 +43,7 @@ use era::Nature;
 use opening::{Opened, Opener};
 use parked::Parked;
 use peer::{Funds, Peer};
-use peers::{Key, Peers};
+use peers::{Key, Own, Peers};
 
 /// How often idle connections are looked for.
 const TENDING: Duration = Duration::from_secs(30);
@@ -176,6 +176,14 @@ impl Bridge {
             Some(processes) => self.opener(funds).process(processes, person, initialize).await,
             None => self.opener(funds).initialize(initialize).await,
         }
+    }
+
+    /// A connection for one call.
+    ///
+    /// # Errors
+    /// When it can't be opened.
+    pub async fn own(&self, person: &Owner, initialize: &Bytes, funds: &Funds) -> Result<Own, Rejection> {
+        Ok(Own::new(self.open(person, initialize, funds).await?.peer))
     }
 
     /// Whether the server is one process for everybody. It is told of no client, and can ask none: it could not say whom.

@@ -86,6 +86,13 @@ impl Way {
         self.bridge.shared(&self.key, &self.initialize, &self.funds).await
     }
 
+    /// Whether the shared connection of a legacy server is not one person's: nobody could say which of the anonymous callers
+    /// a question is for, so that each call in which there may be one has a connection of its own.
+    fn is_anybodys(&self) -> bool {
+        let legacy = self.bridge.nature().modern().get() != Some(true);
+        legacy && self.funds.permit.principal().is_anonymous()
+    }
+
     /// What is sent on this request's behalf is sent with these.
     pub fn funds(&self) -> &Funds {
         &self.funds
@@ -111,12 +118,20 @@ impl Way {
         };
         let mut again = true;
         loop {
-            let peer = self.peer().await?;
-            if ask.takes_questions && &caller.capabilities[..] != b"{}" {
+            let can_be_asked = ask.takes_questions && &caller.capabilities[..] != b"{}";
+            let own = match can_be_asked && self.is_anybodys() {
+                true => Some(self.bridge.own(&self.key.person, &self.initialize, &self.funds).await?),
+                false => None,
+            };
+            let peer = match &own {
+                Some(own) => own.peer().clone(),
+                None => self.peer().await?,
+            };
+            if can_be_asked {
                 peer.stand().await;
             }
             let logs = self.logs(caller, &peer).await;
-            let mut course = Course::new(peer.request(ask.clone()), logs);
+            let mut course = Course::new(peer.request(ask.clone()), logs, own);
             match tokio::time::timeout(KEEPALIVE, course.begin()).await {
                 Ok(Err(Lost::Session)) if again => again = false,
                 Ok(Err(lost)) => return Err(unanswered(lost, &peer)),

@@ -266,7 +266,7 @@ mod tests {
     async fn course(server: &mut Server, peer: &std::sync::Arc<crate::bridge::peer::Peer>) -> (Course, Came) {
         let exchange = peer.request(ask("tools/call", r#"{"name":"a"}"#));
         let came = server.came().await;
-        (Course::new(exchange, None), came)
+        (Course::new(exchange, None, None), came)
     }
 
     #[tokio::test]

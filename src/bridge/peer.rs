@@ -5,9 +5,8 @@
 //! 2. What belongs to a call comes out of its [`Exchange`]; what belongs to none goes to whoever listens. Progress and
 //!    logs are dropped when nobody takes them off a full queue; answers and questions never are.
 //! 3. What a server asks in the middle of a call is the call's; where the connection doesn't tell of which, it is the
-//!    latest's that can be asked: all calls of a connection are one caller's. Among those of anonymous callers, who are
-//!    many, nobody guesses: it is the only one's or nobody's. A question nobody takes, or
-//!    whose taker goes away, is answered with an error: no server waits for ever.
+//!    latest's that can be asked: all calls of a connection are one caller's, or there is only one. A question nobody takes,
+//!    or whose taker goes away, is answered with an error: no server waits for ever.
 //! 4. Dropping an exchange cancels: the server is told (`notifications/cancelled`), or its stream is closed.
 //! 5. A connection that ends takes its calls with it; each of them learns why.
 
@@ -168,7 +167,6 @@ struct InFlight {
     answer: oneshot::Sender<Result<Answered, Lost>>,
     token: Option<Bytes>,
     takes_questions: bool,
-    anonymous: bool,
 }
 
 /// A call on its way; dropped before its answer, it is cancelled.
@@ -282,7 +280,6 @@ impl Peer {
             answer,
             token,
             takes_questions: ask.takes_questions,
-            anonymous: ask.funds.permit.principal().is_anonymous(),
         };
         self.supply(ask.funds.clone());
         let introduces = self.facts.get().is_none();
@@ -518,9 +515,8 @@ impl Peer {
         let call = origin
             .and_then(|id| state.calls.get(&id))
             .or_else(|| {
-                let open = || state.calls.iter().filter(|(_, call)| call.takes_questions);
-                let (_, latest) = open().max_by_key(|(id, _)| **id)?;
-                (!latest.anonymous || open().count() == 1).then_some(latest)
+                let open = state.calls.iter().filter(|(_, call)| call.takes_questions);
+                open.max_by_key(|(id, _)| **id).map(|(_, call)| call)
             })
             .filter(|call| call.takes_questions);
         let refused = match (call, &state.questions) {

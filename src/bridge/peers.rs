@@ -30,6 +30,34 @@ pub struct Key {
     pub client: [u8; 32],
 }
 
+/// A connection for one call; it ends with this, and the server is told.
+pub struct Own(Arc<Peer>);
+
+impl Own {
+    /// Of a connection that nobody else has.
+    pub fn new(peer: Arc<Peer>) -> Self {
+        Self(peer)
+    }
+
+    /// The connection.
+    pub fn peer(&self) -> &Arc<Peer> {
+        &self.0
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        end(self.0.clone());
+    }
+}
+
+/// Ends a connection in good order, where there is a runtime to do it.
+fn end(peer: Arc<Peer>) {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(async move { peer.close().await });
+    }
+}
+
 /// The connections to one upstream.
 #[derive(Default)]
 pub struct Peers(Mutex<HashMap<Key, Arc<Slot>>>);
@@ -56,11 +84,8 @@ impl Slot {
     }
 
     fn end(&self) {
-        let Some(peer) = self.0.try_lock().ok().and_then(|mut place| place.peer.take()) else {
-            return;
-        };
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { peer.close().await });
+        if let Some(peer) = self.0.try_lock().ok().and_then(|mut place| place.peer.take()) {
+            end(peer);
         }
     }
 }

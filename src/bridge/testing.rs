@@ -19,13 +19,11 @@ use tokio::sync::{mpsc, oneshot};
 use super::era::Nature;
 use super::opening::{Opened, Opener};
 use super::peer::{Ask, Event, Exchange, Funds, Lost, Peer};
-use crate::authn::Principal;
 use crate::edge::Rejection;
-use crate::policy::RoutePolicy;
 use crate::secret::Secret;
 use crate::upstream::Upstream;
 use crate::upstream::stdio::Processes;
-use crate::upstream::testing::{config, credential};
+use crate::upstream::testing::{config, credential, permit};
 
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -251,16 +249,8 @@ pub const INITIALIZED: &str =
     r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"hand","version":"1"}}"#;
 
 pub fn funds() -> Funds {
-    funds_of(Principal {
-        identity: Some("corp".into()),
-        ..Principal::anonymous()
-    })
-}
-
-pub fn funds_of(principal: Principal) -> Funds {
-    let permit = RoutePolicy::default().permit_stream(&Arc::new(principal));
     Funds {
-        permit: permit.expect("nothing is demanded"),
+        permit: permit(),
         credential: credential(),
         forwarded: HeaderMap::new(),
     }

@@ -5,9 +5,8 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::message::RpcError;
-use super::peer::{Ask, Event, Lost, Peer, ServerEra};
-use super::testing::{Came, INITIALIZED, Process, Server, ask, funds_of, next};
-use crate::authn::Principal;
+use super::peer::{Event, Lost, Peer, ServerEra};
+use super::testing::{Came, INITIALIZED, Process, Server, ask, next};
 use crate::edge::Rejection;
 
 fn said(came: &Came) -> Value {
@@ -366,28 +365,6 @@ async fn a_server_that_refuses_posts_is_met_over_its_stream() {
         Err(Lost::Rejected(Rejection::Upstream(_)))
     ));
     assert!(peer.ended().is_cancelled());
-}
-
-#[tokio::test]
-async fn among_anonymous_callers_nobody_guesses_whom_a_server_asks() {
-    let mut server = Server::start().await;
-    let (stream, peer) = over_sse(&mut server).await;
-    let anonymous = || Ask {
-        funds: funds_of(Principal::anonymous()),
-        ..ask("tools/call", "{}")
-    };
-    let mut only = peer.request(anonymous());
-    server.came().await.status(202);
-    stream.message(r#"{"jsonrpc":"2.0","id":1,"method":"elicitation/create"}"#);
-    let Ok(Event::Request(_asked)) = next(&mut only).await else {
-        panic!("no question");
-    };
-    let _other = peer.request(anonymous());
-    server.came().await.status(202);
-    stream.message(r#"{"jsonrpc":"2.0","id":2,"method":"elicitation/create"}"#);
-    let came = server.came().await;
-    assert_eq!(said(&came)["id"], 2);
-    assert_eq!(said(&came)["error"]["code"], -32_601);
 }
 
 #[tokio::test]

@@ -86,7 +86,18 @@ const ASKED_IN_MID_CALL: &[(&str, &str)] = &[
         "input-required-result-basic-elicitation:sep-2322-elicitation-complete",
         "is left out when the check before fails",
     ),
+    (
+        "input-required-result-ignore-extra-params:sep-2322-ignore-unexpected-params",
+        "the answer comes unasked, under the key of a server that would have one",
+    ),
+    ANSWERED_BY_JSON,
 ];
+
+/// The check looks at streams alone, and the gate answers by JSON what is there at once.
+const ANSWERED_BY_JSON: (&str, &str) = (
+    "server-sse-multiple-streams:server-sse-streams-functional",
+    "what is there at once is answered by JSON, as a server may",
+);
 
 fn pairs() -> Vec<Pair> {
     let mut pairs = Vec::new();
@@ -122,6 +133,7 @@ fn pairs() -> Vec<Pair> {
                 label: "bridged",
                 different: match (server, Era::of(requirements)) {
                     (Era::Legacy, Era::Modern) => ASKED_IN_MID_CALL,
+                    (Era::Modern, Era::Modern) => &[ANSWERED_BY_JSON],
                     _ => &[],
                 },
             });
