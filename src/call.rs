@@ -3,8 +3,6 @@
 //! 1. The method decides first: what an endpoint doesn't take is 405 with `Allow`.
 //! 2. A message is `application/json`, uncompressed (415), within the route's limit (413) and the listener's time (408).
 //! 3. The envelope is parsed once, strictly; then headers and body must tell the same story.
-//! 4. On an HTTP+SSE upstream the MCP endpoint takes only GET of legacy clients: the 405 has no JSON-RPC body, so that those
-//!    of later revisions fall back (MCP 2025-11-25, "Backwards Compatibility").
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,7 +15,6 @@ use http_body::Body;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use crate::authn::{Known, Principal};
-use crate::config::Transport;
 use crate::edge::{BodyError, CallNotes, Check, Journey, Rejection};
 use crate::mcp::{Era, Payload, agree, parse};
 use crate::route::{Door, Route};
@@ -89,36 +86,19 @@ where
             stream,
             request,
         } = known;
-        let transport = route.config.upstream.transport;
         let form = match (door, request.method()) {
-            (Door::Mcp, &Method::DELETE) if transport == Transport::Sse => {
-                return Err(Rejection::MethodNotAllowed {
-                    allow: "GET",
-                    bare: true,
-                });
-            }
             (Door::Mcp, &Method::GET) => Form::Get,
             (Door::Mcp, &Method::DELETE) => Form::Delete,
             (Door::Mcp | Door::Messages, &Method::POST) => {
                 return self.post(journey, route, door, principal, token, stream, request).await;
             }
-            (Door::Mcp, _) if transport == Transport::Sse => {
-                return Err(Rejection::MethodNotAllowed {
-                    allow: "GET",
-                    bare: false,
-                });
-            }
             (Door::Mcp, _) => {
                 return Err(Rejection::MethodNotAllowed {
                     allow: "GET, POST, DELETE",
-                    bare: false,
                 });
             }
             (Door::Messages, _) => {
-                return Err(Rejection::MethodNotAllowed {
-                    allow: "POST",
-                    bare: false,
-                });
+                return Err(Rejection::MethodNotAllowed { allow: "POST" });
             }
         };
         let (parts, _) = request.into_parts();
@@ -167,12 +147,6 @@ impl Intake {
             stream: stream.clone(),
         });
         let era = era.map_err(Rejection::Agreement)?;
-        if door == Door::Mcp && era == Era::Legacy && route.config.upstream.transport == Transport::Sse {
-            return Err(Rejection::MethodNotAllowed {
-                allow: "GET",
-                bare: true,
-            });
-        }
         let form = match (door, stream) {
             (Door::Mcp, _) => Form::Post { era, payload, body },
             (Door::Messages, Some(stream)) => Form::Message { stream, payload, body },

@@ -1,7 +1,7 @@
 //! Host and path to route: which MCP endpoint a request means.
 //!
-//! 1. `{path}` and `{path}/` are the MCP endpoint; `{path}/messages` takes HTTP+SSE messages where the upstream may
-//!    speak that transport.
+//! 1. `{path}` and `{path}/` are the MCP endpoint; `{path}/messages` takes HTTP+SSE messages, whatever the upstream
+//!    speaks.
 //! 2. A host that routes name has those routes and no others; the routes that name none are on every other host of ours.
 //! 3. Paths compare byte for byte: no decoding, no dot segments, no case folding. What isn't a route's path is 404.
 
@@ -107,7 +107,7 @@ impl Router {
             let base = route.config.path.trim_end_matches('/');
             let door = match path.strip_prefix(base)? {
                 "" | "/" => Door::Mcp,
-                "/messages" if route.config.upstream.transport != config::Transport::StreamableHttp => Door::Messages,
+                "/messages" => Door::Messages,
                 _ => return None,
             };
             Some((route, door))

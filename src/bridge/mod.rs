@@ -15,6 +15,7 @@
 
 mod course;
 pub mod era;
+pub mod legacy;
 pub mod link;
 mod listen;
 pub mod map;
@@ -42,7 +43,7 @@ use crate::upstream::stdio::Owner;
 use era::Nature;
 use opening::{Opened, Opener};
 use parked::Parked;
-use peer::{Funds, Peer};
+use peer::{Funds, Lost, Peer};
 use peers::{Key, Own, Peers};
 
 /// How often idle connections are looked for.
@@ -67,6 +68,7 @@ struct Kept {
     probing: tokio::sync::Mutex<()>,
     /// How often the server was asked what it speaks.
     probes: AtomicU64,
+    sessions: legacy::Sessions,
 }
 
 impl Bridge {
@@ -82,6 +84,7 @@ impl Bridge {
                 parked: Parked::default(),
                 probing: tokio::sync::Mutex::default(),
                 probes: AtomicU64::new(0),
+                sessions: legacy::Sessions::default(),
             }),
         }
     }
@@ -141,6 +144,11 @@ impl Bridge {
         &self.kept.parked
     }
 
+    /// The sessions of legacy callers that the gateway serves itself.
+    pub fn sessions(&self) -> &legacy::Sessions {
+        &self.kept.sessions
+    }
+
     /// Opens connections with these funds.
     pub fn opener<'a>(&'a self, funds: &'a Funds) -> Opener<'a> {
         Opener {
@@ -171,7 +179,7 @@ impl Bridge {
     ///
     /// # Errors
     /// When it can't be opened.
-    pub async fn open(&self, person: &Owner, initialize: &Bytes, funds: &Funds) -> Result<Opened, Rejection> {
+    pub async fn open(&self, person: &Owner, initialize: &Bytes, funds: &Funds) -> Result<Opened, Lost> {
         match self.upstream.processes() {
             Some(processes) => self.opener(funds).process(processes, person, initialize).await,
             None => self.opener(funds).initialize(initialize).await,
@@ -214,12 +222,13 @@ impl Bridge {
             ticks.tick().await;
             self.kept.peers.end_idle(self.kept_for);
             self.kept.parked.end_expired();
+            self.kept.sessions.tend();
         }
     }
 
     /// Ends all connections, and waits until the servers know.
     pub async fn close(&self) {
         self.kept.parked.clear();
-        self.kept.peers.close().await;
+        tokio::join!(self.kept.peers.close(), self.kept.sessions.close());
     }
 }

@@ -74,7 +74,7 @@ impl Opener<'_> {
     ///
     /// # Errors
     /// When it can't be reached, or takes no `initialize` over any transport.
-    pub async fn initialize(&self, params: &Bytes) -> Result<Opened, Rejection> {
+    pub async fn initialize(&self, params: &Bytes) -> Result<Opened, Lost> {
         let mut refused = None;
         if self.nature.streamable().get() != Some(false) {
             let link = Link::Http(HttpLink::new(self.upstream.clone(), ServerEra::Legacy));
@@ -84,7 +84,7 @@ impl Opener<'_> {
                     self.nature.streamable().set(Some(true));
                     return Ok(Opened { peer, result });
                 }
-                Err(lost) if era::of_loss(&lost) == Verdict::Inconclusive => return Err(lost.into()),
+                Err(lost) if era::of_loss(&lost) == Verdict::Inconclusive => return Err(lost),
                 Err(lost) => refused = Some(lost),
             }
         }
@@ -105,17 +105,16 @@ impl Opener<'_> {
             return Ok(Opened { peer, result });
         }
         self.nature.forget();
-        Err(match refused {
-            Some(lost) => lost.into(),
-            None => Rejection::UpstreamNonsense("it speaks no transport of MCP here; check the upstream's URL"),
-        })
+        Err(refused.unwrap_or_else(|| {
+            Rejection::UpstreamNonsense("it speaks no transport of MCP here; check the upstream's URL").into()
+        }))
     }
 
     /// A process of a server that is a command, introduced; `initialize` are the raw parameters for one that is legacy.
     ///
     /// # Errors
     /// When it can't be started, or takes no introduction.
-    pub async fn process(&self, processes: &Processes, owner: &Owner, initialize: &Bytes) -> Result<Opened, Rejection> {
+    pub async fn process(&self, processes: &Processes, owner: &Owner, initialize: &Bytes) -> Result<Opened, Lost> {
         let modern = self.nature.modern();
         let mut peer = self.start(processes, owner)?;
         if modern.get() != Some(false) {
@@ -125,8 +124,8 @@ impl Opener<'_> {
                     return Ok(Opened { peer, result });
                 }
                 // It is known to be modern, or says that it is.
-                Ok(Err(lost @ Lost::Rejected(Rejection::UpstreamNonsense(_)))) => return Err(lost.into()),
-                Ok(Err(lost)) if modern.get() == Some(true) => return Err(lost.into()),
+                Ok(Err(lost @ Lost::Rejected(Rejection::UpstreamNonsense(_)))) => return Err(lost),
+                Ok(Err(lost)) if modern.get() == Some(true) => return Err(lost),
                 Err(_) if modern.get() == Some(true) => {
                     let endpoint = processes.name().clone();
                     return Err(UpstreamError::Timeout { endpoint, after: PROBE }.into());

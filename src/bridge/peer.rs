@@ -695,6 +695,11 @@ impl Drop for Listener {
 }
 
 impl Asked {
+    /// The server's own id of it.
+    pub fn id(&self) -> &Id {
+        &self.id
+    }
+
     /// Answers.
     ///
     /// # Errors

@@ -19,7 +19,6 @@ use tokio::sync::{mpsc, oneshot};
 use super::era::Nature;
 use super::opening::{Opened, Opener};
 use super::peer::{Ask, Event, Exchange, Funds, Lost, Peer};
-use crate::edge::Rejection;
 use crate::secret::Secret;
 use crate::upstream::Upstream;
 use crate::upstream::stdio::Processes;
@@ -221,7 +220,7 @@ impl Process {
         }
     }
 
-    pub async fn open(&self) -> Result<Opened, Rejection> {
+    pub async fn open(&self) -> Result<Opened, Lost> {
         let initialize = Bytes::from_static(b"{}");
         self.opening
             .opener()

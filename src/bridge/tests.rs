@@ -500,7 +500,7 @@ async fn a_process_that_takes_no_introduction_is_an_error() {
     );
     let process = Process::new(&script);
     let failed = process.open().await.err();
-    assert!(matches!(failed, Some(Rejection::UpstreamNonsense(_))), "{failed:?}");
+    assert!(matches!(failed, Some(Lost::Refused { .. })), "{failed:?}");
     assert_eq!(process.opening.nature.modern().get(), None, "nothing is concluded");
 }
 

@@ -24,11 +24,7 @@ pub enum Rejection {
     #[error("no MCP endpoint at this path")]
     NotFound,
     #[error("this endpoint takes {allow}")]
-    MethodNotAllowed {
-        allow: &'static str,
-        /// Old clients read a body as an answer; without one they fall back to HTTP+SSE.
-        bare: bool,
-    },
+    MethodNotAllowed { allow: &'static str },
     #[error("the {0} header came more than once")]
     RepeatedHeader(&'static str),
 

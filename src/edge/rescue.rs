@@ -357,21 +357,22 @@ pub fn refusal(id: Option<&Id>, decision: &Decision, principal: &Principal) -> V
 
 /// The JSON-RPC error for a request whose response has begun: what is left is to say it in an event.
 pub fn message(rejection: &Rejection, journey: &Journey) -> Bytes {
+    message_to(rejection, journey, journey.id())
+}
+
+/// The same for one request of several, by its id.
+pub fn message_to(rejection: &Rejection, journey: &Journey, id: Option<&Id>) -> Bytes {
     tracing::warn!(request_id = journey.request_id.as_str(), error = %rejection, "request failed");
-    error(&failure(rejection, journey), journey.id()).into()
+    error(&failure(rejection, journey), id).into()
 }
 
 /// The response for a rejection, in the form this client survives.
 pub fn answer(rejection: &Rejection, journey: &Journey) -> Response<Body> {
     let failure = failure(rejection, journey);
-    let mut response = match (rejection, journey.call.get()) {
-        (Rejection::MethodNotAllowed { bare: true, .. }, _) => Response::new(empty()),
-        (_, Some(call)) => form(rejection, &failure, call, journey),
-        (_, None) => with_status(&failure, error(&failure, envelope_id(rejection))),
+    let mut response = match journey.call.get() {
+        Some(call) => form(rejection, &failure, call, journey),
+        None => with_status(&failure, error(&failure, envelope_id(rejection))),
     };
-    if matches!(rejection, Rejection::MethodNotAllowed { bare: true, .. }) {
-        *response.status_mut() = failure.status;
-    }
     let refused = response.status().is_client_error();
     let headers = response.headers_mut();
     // In band there is nobody to challenge: a success with a challenge would confuse whoever reads headers.

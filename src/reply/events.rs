@@ -72,7 +72,8 @@ pub struct Standing {
 }
 
 impl Standing {
-    fn is_expired(&self) -> bool {
+    /// Whether the token has ended.
+    pub fn is_expired(&self) -> bool {
         self.until.is_some_and(|until| until <= Instant::now())
     }
 

@@ -27,6 +27,7 @@ use super::{headers, json};
 use crate::authn::Principal;
 use crate::authn::bearer::bearer;
 use crate::bridge::era::{self, Verdict};
+use crate::bridge::legacy::{self, Door};
 use crate::bridge::modern;
 use crate::bridge::peer::ServerEra;
 use crate::call::{Call, Form};
@@ -99,6 +100,11 @@ impl Shared {
         endings: &mut Vec<Ending>,
     ) -> Result<Response<Body>, Rejection> {
         let sending = Sending::new(permitted, credential)?;
+        match Door::of(&sending).await? {
+            Door::Server => {}
+            Door::Introduction => return Box::pin(self.introduced(sending, endings)).await,
+            Door::Gateway => return Box::pin(legacy::serve(self, sending, endings)).await,
+        }
         let permitted = &sending.permitted;
         let call = &permitted.call;
         match &call.form {
@@ -147,6 +153,50 @@ impl Shared {
                 ))
             }
         }
+    }
+
+    /// `initialize` where the server isn't known to take none: what it says shows whether it does.
+    async fn introduced(&self, sending: Sending, endings: &mut Vec<Ending>) -> Result<Response<Body>, Rejection> {
+        let permitted = &sending.permitted;
+        let Form::Post { payload, body, era } = &permitted.call.form else {
+            unreachable!("only a POST initializes");
+        };
+        let sent = sending.first(body.clone()).await?;
+        note(endings, sending.kind(), &sent.name);
+        let status = sent.response.status();
+        let nature = permitted.call.route.bridge.nature();
+        let events = is_event_stream(sent.response.headers());
+        if !status.is_success() || !(events || is_json(sent.response.headers())) {
+            // A request that is only taken is refused just as well.
+            let refused = status.is_success() || era::of_status(status) == Verdict::Is(ServerEra::Legacy);
+            if refused && legacy::takes_over(&sending).await {
+                return legacy::serve(self, sending, endings).await;
+            }
+            return self.answer(permitted, *era, payload, sent, endings).await;
+        }
+        if events || is_encoded(sent.response.headers()) {
+            nature.streamable().set(Some(true));
+            return self.answer(permitted, *era, payload, sent, endings).await;
+        }
+        let (mut parts, upstream) = self.head(&permitted.call, sent)?;
+        let bytes = json::read(upstream, json::MAX_LIST).await?;
+        let (outcome, may_hold_list) = json::see(&bytes);
+        if matches!(outcome, Outcome::Success) {
+            nature.streamable().set(Some(true));
+        } else if legacy::takes_over(&sending).await {
+            return legacy::serve(self, sending, endings).await;
+        }
+        let rules = permitted.call.route.config.policy.has_rules();
+        let filtered = match rules && may_hold_list {
+            true => self.inspector(&permitted.call, *era).filter(&bytes),
+            false => Ok(None),
+        };
+        let filtered = filtered.map_err(|_| Rejection::UpstreamNonsense("its list can't be decoded"))?;
+        for ending in endings.drain(..) {
+            ending.finish(outcome);
+        }
+        parts.headers.remove(CONTENT_LENGTH);
+        Ok(Response::from_parts(parts, full(filtered.unwrap_or(bytes))))
     }
 
     /// The reply's head as the caller gets it, its session sealed.
@@ -274,6 +324,11 @@ impl Shared {
         let status = sent.response.status();
         let rules = call.route.config.policy.has_rules();
         if !is_event_stream(sent.response.headers()) || !status.is_success() {
+            let nature = call.route.bridge.nature();
+            if nature.sse().get() == Some(true) && era::of_status(status) == Verdict::Is(ServerEra::Legacy) {
+                // It no longer is an HTTP+SSE server.
+                nature.forget();
+            }
             let (parts, body) = self.head(call, sent)?;
             let outcome = if status.is_success() {
                 Outcome::Success
@@ -358,7 +413,7 @@ impl Shared {
 }
 
 /// Notes which credential left, and where to.
-pub(super) fn note(endings: &mut [Ending], kind: &'static str, upstream: &Arc<str>) {
+pub(crate) fn note(endings: &mut [Ending], kind: &'static str, upstream: &Arc<str>) {
     for ending in endings {
         ending.sent(kind, upstream);
     }
@@ -386,7 +441,7 @@ pub(super) fn permitted_body(payload: &Payload, body: &Bytes, decisions: &[Decis
 }
 
 /// The errors that answer a batch's refused requests.
-pub(super) fn refused_members(call: &Call, payload: &Payload, decisions: &[Decision]) -> Vec<Vec<u8>> {
+pub(crate) fn refused_members(call: &Call, payload: &Payload, decisions: &[Decision]) -> Vec<Vec<u8>> {
     payload
         .messages()
         .iter()
@@ -424,7 +479,7 @@ fn array(errors: &[Vec<u8>], more: Option<&Bytes>) -> Response<Body> {
     response
 }
 
-pub(super) fn stream_headers(headers: &mut HeaderMap) {
+pub(crate) fn stream_headers(headers: &mut HeaderMap) {
     headers.remove(CONTENT_LENGTH);
     headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::edge::{BodyError, Journey};
 use crate::mcp::{Era, Id, ListKind, Scanner, lists, sse};
 use crate::route::Route;
-use crate::session::{Answered, OpenStream, Purpose, Sealer, Streams};
+use crate::session::{Answered, OpenStream, Purpose, Sealer, Streams, Target};
 use crate::upstream::EndpointId;
 
 /// Looks at messages for one principal on one route.
@@ -59,8 +59,7 @@ impl Endpoint {
         let open = self.streams.open(
             route.config.name.clone(),
             principal.clone(),
-            self.id,
-            target,
+            Target::Upstream(self.id, target),
             route.metrics.session("sse"),
         );
         let sealed = self.sealer.seal(Purpose::SseSession, open.key())?;

@@ -40,7 +40,7 @@ impl Shared {
         let stream = stream.clone();
         let body = permitted_body(payload, body, &sending.permitted.decisions);
         let messages = payload.messages();
-        let upstream: Arc<str> = call.route.upstream.describe(stream.target().0);
+        let upstream = described(&sending, &stream);
         note(endings, sending.kind(), &upstream);
         if let Some(request) = budgeted(&call.route, payload)
             && let Some(id) = &request.id
@@ -99,6 +99,15 @@ impl Shared {
         let rules = sending.route().config.policy.has_rules();
         Ok(Response::from_parts(parts, json::pass(body, Vec::new(), rules, None)))
     }
+}
+
+/// The name of a stream's server, for the audit.
+fn described(sending: &Sending, stream: &StreamHandle) -> Arc<str> {
+    let target = stream.target();
+    target.map_or_else(
+        || "".into(),
+        |(endpoint, _)| sending.route().upstream.describe(endpoint),
+    )
 }
 
 fn finish(endings: &mut Vec<Ending>, outcome: Outcome) {
@@ -210,7 +219,7 @@ impl Pages for Streamed<'_> {
         match tokio::time::timeout(after, self.listing.page()).await {
             Ok(page) => Ok(page),
             Err(_) => Err(Rejection::Upstream(UpstreamError::Timeout {
-                endpoint: self.sending.route().upstream.describe(self.stream.target().0),
+                endpoint: described(self.sending, self.stream),
                 after,
             })),
         }
@@ -218,11 +227,11 @@ impl Pages for Streamed<'_> {
 
     async fn next(&mut self, request: Bytes) -> Result<Bytes, Rejection> {
         self.listing.skip();
-        let endpoint = self.stream.target().0.clone();
+        let endpoint = self.stream.target().map(|(endpoint, _)| endpoint.clone());
         let sent = tokio::select! {
             // An answer that overtakes its 202 is an answer.
             page = self.listing.page() => return Ok(page),
-            sent = self.sending.again(request, Some(endpoint)) => sent?,
+            sent = self.sending.again(request, endpoint) => sent?,
         };
         if !sent.response.status().is_success() {
             return Err(Rejection::UpstreamNonsense("it refused to list its next page"));

@@ -17,6 +17,11 @@ pub(crate) mod sending;
 mod tap;
 
 pub use ending::{AuditCheck, Audited, Ending, count, line};
+pub(crate) use events::{COMMENT, Interruption, KEEPALIVE, Standing};
 pub use forward::{Forward, Shared};
-pub(crate) use forward::{is_encoded, is_event_stream, is_json};
+pub(crate) use forward::{is_encoded, is_event_stream, is_json, note, refused_members, stream_headers};
+pub(crate) use gather::{Pages, budgeted, gather};
+pub(crate) use inspect::Inspector;
+pub(crate) use json::see;
 pub(crate) use listing::outcome_of_failure;
+pub(crate) use sending::Sending;

@@ -13,7 +13,7 @@ use crate::call::{Call, Form};
 use crate::config::Balance;
 use crate::credential::OutboundCredential;
 use crate::edge::Rejection;
-use crate::mcp::Era;
+use crate::mcp::{Era, Message, Payload};
 use crate::policy::Permitted;
 use crate::route::Route;
 use crate::session::{SESSION_HEADER, person};
@@ -49,10 +49,10 @@ impl Sending {
         let session = session.transpose().map_err(|_| Rejection::UnknownSession)?;
         let (method, target, endpoint) = match &call.form {
             Form::Post { .. } => (Method::POST, None, None),
-            Form::Message { stream, .. } => {
-                let (endpoint, target) = stream.target();
-                (Method::POST, Some(target.clone()), Some(endpoint.clone()))
-            }
+            Form::Message { stream, .. } => match stream.target() {
+                Some((endpoint, target)) => (Method::POST, Some(target.clone()), Some(endpoint.clone())),
+                None => (Method::POST, None, None),
+            },
             Form::Get => (Method::GET, None, None),
             Form::Delete => (Method::DELETE, None, None),
         };
@@ -71,6 +71,19 @@ impl Sending {
     /// What is sent.
     pub fn call(&self) -> &Call {
         &self.permitted.call
+    }
+
+    /// The messages that it carries; none of a GET or DELETE.
+    pub fn payload(&self) -> Option<&Payload> {
+        match &self.call().form {
+            Form::Post { payload, .. } | Form::Message { payload, .. } => Some(payload),
+            Form::Get | Form::Delete => None,
+        }
+    }
+
+    /// The same, in order.
+    pub fn messages(&self) -> &[Message] {
+        self.payload().map_or(&[], Payload::messages)
     }
 
     /// The route it goes over.

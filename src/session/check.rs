@@ -26,7 +26,7 @@ impl Check<Box<Call>> for SessionCheck {
                 .to_str()
                 .ok()
                 .and_then(|sealed| Session::open(&self.sealer, sealed, call.route.name(), &call.principal))
-                .filter(|session| call.route.upstream.knows(&session.endpoint))
+                .filter(|session| session.bridge_key().is_some() || call.route.upstream.knows(&session.endpoint))
                 .ok_or(Rejection::UnknownSession)?;
             call.session = Some(session);
         }

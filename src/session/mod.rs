@@ -7,6 +7,8 @@
 //!    initializes again (MCP 2025-11-25, "Session Management").
 //! 2. The person is a hash over length-prefixed issuer and subject, so a session survives a token refresh.
 //! 3. HTTP+SSE streams live on the replica that holds them (`streams`); the client's `session_id` is their sealed key.
+//! 4. So do sessions that the gateway itself serves, because their server speaks otherwise ([`crate::bridge`]): sealed is
+//!    the key they are found by.
 
 mod check;
 mod keyfile;
@@ -14,11 +16,13 @@ mod seal;
 mod streams;
 
 use aws_lc_rs::digest;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 pub use check::{SESSION_HEADER, SessionCheck};
 pub use keyfile::{KeyFileError, KeyFileWarning, load_or_create};
 pub use seal::{MAX_SEALED, Purpose, SealError, Sealer};
-pub use streams::{Answered, Listing, OpenStream, StreamHandle, StreamKey, Streams};
+pub use streams::{Answered, Listing, OpenStream, StreamHandle, StreamKey, Streams, Target, random_stream_key};
 
 use crate::authn::Principal;
 use crate::upstream::EndpointId;
@@ -31,7 +35,26 @@ pub struct Session {
     pub upstream: String,
 }
 
+/// Stands for the gateway in an endpoint's place; those are twelve characters long.
+const BRIDGED: &str = "bridge";
+
 impl Session {
+    /// A session that the gateway itself serves.
+    pub fn bridged(key: &StreamKey) -> Self {
+        Self {
+            endpoint: EndpointId::from(BRIDGED),
+            upstream: URL_SAFE_NO_PAD.encode(key),
+        }
+    }
+
+    /// By what the gateway finds a session of its own; `None` for an upstream's.
+    pub fn bridge_key(&self) -> Option<StreamKey> {
+        if self.endpoint.as_str() != BRIDGED {
+            return None;
+        }
+        URL_SAFE_NO_PAD.decode(&self.upstream).ok()?.try_into().ok()
+    }
+
     /// Seals the session for this principal on this route; `None` when the upstream's id is too long to seal.
     pub fn seal(&self, sealer: &Sealer, route: &str, principal: &Principal) -> Option<String> {
         let mut plain = Vec::with_capacity(128);

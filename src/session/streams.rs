@@ -42,11 +42,27 @@ pub struct Streams(DashMap<StreamKey, StreamHandle>);
 #[derive(Clone)]
 pub struct StreamHandle(Arc<Stream>);
 
+/// Where a stream's messages go.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// To the URL that the upstream named.
+    Upstream(EndpointId, PathAndQuery),
+    /// To the gateway's own session of this stream, which has its key.
+    Bridge,
+}
+
+/// A key that nobody guesses.
+pub fn random_stream_key() -> StreamKey {
+    let mut key = StreamKey::default();
+    rand::fill(&mut key).expect("the system's random source works");
+    key
+}
+
 struct Stream {
+    key: StreamKey,
     route: Arc<str>,
     principal: Arc<Principal>,
-    endpoint: EndpointId,
-    target: PathAndQuery,
+    target: Target,
     refusals: mpsc::Sender<Bytes>,
     closed: AtomicBool,
     pending: Mutex<HashMap<Id, Waiting>>,
@@ -147,22 +163,20 @@ pub struct OpenStream {
 }
 
 impl Streams {
-    /// Registers a stream whose messages go to `target` on `endpoint`.
+    /// Registers a stream whose messages go to `target`.
     pub fn open(
         self: &Arc<Self>,
         route: Arc<str>,
         principal: Arc<Principal>,
-        endpoint: EndpointId,
-        target: PathAndQuery,
+        target: Target,
         gauge: GaugeGuard,
     ) -> OpenStream {
         let (refusals, receiver) = mpsc::channel(MAX_QUEUED);
-        let mut key = StreamKey::default();
-        rand::fill(&mut key).expect("the system's random source works");
+        let key = random_stream_key();
         let handle = StreamHandle(Arc::new(Stream {
             route,
+            key,
             principal,
-            endpoint,
             target,
             refusals,
             closed: AtomicBool::new(false),
@@ -208,9 +222,17 @@ impl StreamHandle {
         &self.0.principal
     }
 
-    /// Where its messages go.
-    pub fn target(&self) -> (&EndpointId, &PathAndQuery) {
-        (&self.0.endpoint, &self.0.target)
+    /// Where its messages go; `None` when the gateway itself takes them.
+    pub fn target(&self) -> Option<(&EndpointId, &PathAndQuery)> {
+        match &self.0.target {
+            Target::Upstream(endpoint, target) => Some((endpoint, target)),
+            Target::Bridge => None,
+        }
+    }
+
+    /// By what the gateway finds the session of its own that takes the messages; `None` when an upstream takes them.
+    pub fn bridge_key(&self) -> Option<&StreamKey> {
+        matches!(self.0.target, Target::Bridge).then_some(&self.0.key)
     }
 
     /// Writes a message to the stream; `false` when it is gone or doesn't read.

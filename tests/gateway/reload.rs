@@ -41,7 +41,11 @@ async fn standing() -> Upstream {
 }
 
 async fn open_stream(gate: &Gate, token: &str) -> Incoming {
-    let opened = gate.open(gate.request(Method::GET, token, String::new())).await;
+    let mut request = gate.request(Method::GET, token, String::new());
+    // Without a version it would open HTTP+SSE.
+    let version = "2025-11-25".parse().expect("a value");
+    request.headers_mut().insert("mcp-protocol-version", version);
+    let opened = gate.open(request).await;
     assert_eq!(opened.status(), StatusCode::OK);
     let mut body = opened.into_body();
     let first = body.frame().await.expect("an event").expect("whole");

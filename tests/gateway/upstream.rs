@@ -93,7 +93,7 @@ impl Upstream {
     /// The same with that many tools, in pages of 50.
     pub async fn sse_tools(tools: usize) -> Self {
         let open: Arc<Mutex<Vec<mpsc::UnboundedSender<String>>>> = Arc::default();
-        Self::start(move |seen| {
+        Self::undiscovered(move |seen| {
             let open = open.clone();
             async move {
                 let mut open = open.lock().expect("nobody panicked");
@@ -102,6 +102,9 @@ impl Upstream {
                     let _ = sender.send("event: endpoint\ndata: messages?up=1&x=%2Fy\n\n".to_owned());
                     open.push(sender);
                     return response;
+                }
+                if seen.target == "/mcp" {
+                    return status(StatusCode::METHOD_NOT_ALLOWED);
                 }
                 if seen.json().get("id").is_some()
                     && let Some(stream) = open.last()

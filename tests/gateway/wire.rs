@@ -560,7 +560,10 @@ async fn stopping_lets_a_call_finish_and_ends_standing_streams() {
         upstream.url()
     ))
     .await;
-    let standing = gate.open(gate.request(Method::GET, "", String::new())).await;
+    let mut standing = gate.request(Method::GET, "", String::new());
+    let version = "2025-11-25".parse().expect("a value");
+    standing.headers_mut().insert("mcp-protocol-version", version);
+    let standing = gate.open(standing).await;
     assert_eq!(standing.status(), StatusCode::OK);
     let calling = tokio::spawn(super::gate::client().request(post(&gate.url())));
     upstream.wait_for(2).await;

@@ -7,7 +7,7 @@
 //! 4. The standing stream is opened anew when it ends, unless the server offers none (405).
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -39,7 +39,9 @@ pub struct HttpLink {
     upstream: Arc<Upstream>,
     era: ServerEra,
     session: OnceLock<HeaderValue>,
-    endpoint: OnceLock<(EndpointId, Arc<str>)>,
+    endpoint: OnceLock<EndpointId>,
+    /// Who answered last.
+    name: Mutex<Arc<str>>,
     version: OnceLock<HeaderValue>,
     stands: AtomicBool,
     /// The standing stream is open, or was not to be had.
@@ -55,6 +57,7 @@ impl HttpLink {
             era,
             session: OnceLock::new(),
             endpoint: OnceLock::new(),
+            name: Mutex::new("".into()),
             version: OnceLock::new(),
             stands: AtomicBool::new(false),
             stood: CancellationToken::new(),
@@ -69,7 +72,7 @@ impl HttpLink {
 
     /// The server's name, once it has answered.
     pub fn name(&self) -> Arc<str> {
-        self.endpoint.get().map_or_else(|| "".into(), |(_, name)| name.clone())
+        self.name.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What `MCP-Protocol-Version` says from now on.
@@ -107,14 +110,19 @@ impl HttpLink {
         if is_event_stream(sent.response.headers()) && status.is_success() {
             return Ok(Posted::Reply(Box::new(Source::of(sent.name, sent.response))));
         }
+        let asks = !(method.starts_with("notifications/") || method.is_empty());
         if status == StatusCode::ACCEPTED || status == StatusCode::NO_CONTENT {
-            return Ok(Posted::Taken);
+            // A request that is only taken is never answered.
+            return match asks {
+                true => Err(Lost::Status(status)),
+                false => Ok(Posted::Taken),
+            };
         }
         if status.is_success() {
             return Ok(match is_json(sent.response.headers()) {
                 true => Posted::Reply(Box::new(Source::of(sent.name, sent.response))),
                 // What was no request needs no reply.
-                false if method.starts_with("notifications/") || method.is_empty() => Posted::Taken,
+                false if !asks => Posted::Taken,
                 false => {
                     let why = "its reply is neither application/json nor text/event-stream";
                     return Err(Rejection::UpstreamNonsense(why).into());
@@ -256,13 +264,14 @@ impl HttpLink {
             target: None,
             headers,
             body,
-            endpoint: self.endpoint.get().map(|(endpoint, _)| endpoint.clone()),
+            endpoint: self.endpoint.get().cloned(),
             sticky: None,
         };
         let sent = self.upstream.send(&funds.permit, &funds.credential, outbound).await?;
+        *self.name.lock().unwrap_or_else(PoisonError::into_inner) = sent.name.clone();
         // A modern server keeps nothing: any endpoint will do.
         if self.era == ServerEra::Legacy {
-            let _ = self.endpoint.set((sent.endpoint.clone(), sent.name.clone()));
+            let _ = self.endpoint.set(sent.endpoint.clone());
         }
         match sent.response.status() {
             StatusCode::UNAUTHORIZED => Err(Rejection::CredentialRefused.into()),
