@@ -181,7 +181,14 @@ impl Bridge {
     /// When it can't be opened.
     pub async fn open(&self, person: &Owner, initialize: &Bytes, funds: &Funds) -> Result<Opened, Lost> {
         match self.upstream.processes() {
-            Some(processes) => self.opener(funds).process(processes, person, initialize).await,
+            Some(processes) => {
+                // Some die of being asked what they are: one of them is enough.
+                let _turn = match self.kept.nature.modern().get() {
+                    Some(_) => None,
+                    None => Some(self.kept.probing.lock().await),
+                };
+                self.opener(funds).process(processes, person, initialize).await
+            }
             None => self.opener(funds).initialize(initialize).await,
         }
     }

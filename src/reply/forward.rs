@@ -15,6 +15,7 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::Body as _;
+use http_body_util::BodyExt;
 use tokio_util::sync::CancellationToken;
 
 use super::ending::{Audited, Ending};
@@ -37,7 +38,7 @@ use crate::credential::{Funded, OutboundCredential};
 use crate::edge::rescue::refusal;
 use crate::edge::{Body, Rejection, Stage, full};
 use crate::mcp::sse::Decoder;
-use crate::mcp::{self, Era, Kind, Payload};
+use crate::mcp::{self, Era, Kind, Payload, Scanner};
 use crate::policy::{Decision, Permitted};
 use crate::rights::{Claim, Rights};
 use crate::secret::Secret;
@@ -48,6 +49,9 @@ use crate::upstream::{Sent, UpstreamBody};
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
+
+/// Most events before the answer to `initialize`.
+const MAX_AHEAD: usize = 64;
 
 /// What all calls share.
 pub struct Shared {
@@ -174,9 +178,12 @@ impl Shared {
             }
             return self.answer(permitted, *era, payload, sent, endings).await;
         }
-        if events || is_encoded(sent.response.headers()) {
+        if is_encoded(sent.response.headers()) {
             nature.streamable().set(Some(true));
             return self.answer(permitted, *era, payload, sent, endings).await;
+        }
+        if events {
+            return self.introduced_by_events(sending, sent, endings).await;
         }
         let (mut parts, upstream) = self.head(&permitted.call, sent)?;
         let bytes = json::read(upstream, json::MAX_LIST).await?;
@@ -197,6 +204,60 @@ impl Shared {
         }
         parts.headers.remove(CONTENT_LENGTH);
         Ok(Response::from_parts(parts, full(filtered.unwrap_or(bytes))))
+    }
+
+    /// The same where the answer comes by events: they wait until it has come.
+    async fn introduced_by_events(
+        &self,
+        sending: Sending,
+        sent: Sent,
+        endings: &mut Vec<Ending>,
+    ) -> Result<Response<Body>, Rejection> {
+        let call = sending.call();
+        let (mut parts, mut upstream) = self.head(call, sent)?;
+        let mut decoder = Decoder::new(json::WHOLE);
+        let mut ahead = Vec::new();
+        let mut outcome = None;
+        let nonsense = |_| Rejection::UpstreamNonsense("its answer to initialize is over 1 MiB");
+        while outcome.is_none() {
+            let Some(frame) = upstream.frame().await else { break };
+            let frame = frame.map_err(|_| Rejection::UpstreamNonsense("its answer to initialize broke off"))?;
+            decoder.push(frame.into_data().unwrap_or_default());
+            while let Some(event) = decoder.next_event().map_err(nonsense)? {
+                let mut scanner = Scanner::default();
+                scanner.push(event.data().map_or(&[], |data| data));
+                outcome = outcome.or(events::outcome_of(scanner.finish().outcome));
+                ahead.push(event);
+            }
+            if ahead.len() > MAX_AHEAD {
+                return Err(Rejection::UpstreamNonsense(
+                    "it says too much before it answers initialize",
+                ));
+            }
+        }
+        if outcome == Some(Outcome::Success) {
+            call.route.bridge.nature().streamable().set(Some(true));
+        } else if legacy::takes_over(&sending).await {
+            return legacy::serve(self, sending, endings).await;
+        }
+        stream_headers(&mut parts.headers);
+        let mut inspector = self.inspector(call, Era::Legacy);
+        let mut prelude = VecDeque::new();
+        for event in ahead {
+            let seen = inspector.look(event, endings, &mut None);
+            let seen = seen.map_err(|_| Rejection::UpstreamNonsense("its list can't be decoded"))?;
+            prelude.extend(seen);
+        }
+        let body = events::body(Relay {
+            upstream,
+            view: View::inspect(decoder, inspector),
+            endings: std::mem::take(endings),
+            prelude,
+            standing: None,
+            open: None,
+            _guard: call.route.metrics.stream(),
+        });
+        Ok(Response::from_parts(parts, body))
     }
 
     /// The reply's head as the caller gets it, its session sealed.
