@@ -2,7 +2,8 @@
 //!
 //! 1. The acknowledgment comes first, and names what the server can tell of. A resource is subscribed to once however many
 //!    of the connection's listeners want it, and no longer when none does.
-//! 2. Each listener hears what it asked for, and of no resource that the route's rules hide from it.
+//! 2. Each listener hears what it asked for, and of no resource that the route's rules hide from it. A server that tells of
+//!    a resource though nobody could subscribe to it, as many do, is not kept from it.
 //! 3. A listener ends with the caller's token, when a right is taken away and when the gateway stops: gracefully, with a
 //!    result. With the connection to the server it ends without one, so that the client listens anew.
 //! 4. What a connection's callers want logged is the most verbose that any of them asked for; each gets what it asked for.
@@ -210,7 +211,8 @@ impl Filter {
         }
     }
 
-    fn json(&self) -> Value {
+    /// As it is acknowledged, with the resources that the server let be subscribed to.
+    fn json(&self, resources: &[Box<str>]) -> Value {
         let mut all = Map::new();
         for (name, wanted) in [
             ("toolsListChanged", self.tools_list_changed),
@@ -221,8 +223,8 @@ impl Filter {
                 all.insert(name.to_owned(), Value::from(true));
             }
         }
-        if !self.resource_subscriptions.is_empty() {
-            all.insert("resourceSubscriptions".to_owned(), json!(self.resource_subscriptions));
+        if !resources.is_empty() {
+            all.insert("resourceSubscriptions".to_owned(), json!(resources));
         }
         Value::Object(all)
     }
@@ -241,7 +243,7 @@ pub async fn open(
 ) -> Result<Response<Body>, Rejection> {
     let wanted = Filter::read(params)?;
     let mut again = true;
-    let (listener, subscribed, mut filter) = loop {
+    let (listener, subscribed, filter) = loop {
         let peer = way.peer().await?;
         way.note(endings, &peer);
         let filter = Filter {
@@ -258,8 +260,7 @@ pub async fn open(
             Err(lost) => return Err(unanswered(lost, &peer)),
         }
     };
-    filter.resource_subscriptions = subscribed.resources.iter().map(|uri| uri.to_string()).collect();
-    let acknowledged = json!({"notifications": filter.json()}).to_string().into();
+    let acknowledged = json!({"notifications": filter.json(&subscribed.resources)}).to_string().into();
     let first = caller.subscribed(ACKNOWLEDGED, &acknowledged);
     let news = News::Ours {
         filter,

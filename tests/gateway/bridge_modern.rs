@@ -1147,3 +1147,33 @@ async fn a_modern_command_is_spoken_with_as_the_caller_speaks() {
         tokio::task::yield_now().await;
     }
 }
+
+#[tokio::test]
+async fn a_server_that_opens_its_stream_to_posts_as_well_is_one_of_2024() {
+    let state = Arc::new(State::default());
+    let upstream = Upstream::undiscovered(move |seen| {
+        let state = state.clone();
+        async move {
+            if seen.target == "/mcp" {
+                let (sender, response) = stream();
+                sender
+                    .send("event: endpoint\ndata: messages\n\n".to_owned())
+                    .expect("it is read");
+                held(&state.standing).push(sender);
+                return response;
+            }
+            if seen.json().get("id").is_some() {
+                let streams = held(&state.standing);
+                let latest = streams.last().expect("a stream");
+                latest
+                    .send(event(&super::upstream::result(&seen.json(), 1)))
+                    .expect("it is read");
+            }
+            status(StatusCode::ACCEPTED)
+        }
+    })
+    .await;
+    let gate = Gate::with_route(&upstream, "").await;
+    let answer = call(&gate.reader(), "echo").send(&gate).await;
+    assert_eq!(answer.json()["result"]["content"][0]["text"], "echo", "{answer:?}");
+}
