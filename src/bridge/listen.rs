@@ -1,16 +1,10 @@
 //! `subscriptions/listen` over a connection of the gateway's (MCP 2026-07-28, "Subscriptions").
 //!
-//! 1. The acknowledgment comes first, and names what the server can tell of. A resource is subscribed to once however many
-//!    of the connection's listeners want it, and no longer when none does.
+//! 1. The acknowledgment comes first, and names what the server can tell of.
 //! 2. Each listener hears what it asked for, and of no resource that the route's rules hide from it. A server that tells of
 //!    a resource though nobody could subscribe to it, as many do, is not kept from it.
 //! 3. A listener ends with the caller's token, when a right is taken away and when the gateway stops: gracefully, with a
 //!    result. With the connection to the server it ends without one, so that the client listens anew.
-//! 4. What a connection's callers want logged is the most verbose that any of them asked for; each gets what it asked for.
-
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
@@ -21,10 +15,11 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::course::{Caller, unanswered};
-use super::map::{self, LogLevel};
-use super::message::{self, Answered, text};
+use super::map;
+use super::message::{self, Answered};
 use super::modern::{Way, last, stream};
-use super::peer::{Ask, Event, Exchange, Funds, Listener, Lost, Peer, Told};
+use super::peer::{Ask, Event, Exchange, Listener, Lost, Told};
+use super::wishes::{SETTLING, Subscribed};
 use crate::edge::{Body, BodyError, Rejection};
 use crate::mcp::object::Object;
 use crate::mcp::sse;
@@ -33,124 +28,9 @@ use crate::reply::events::{COMMENT, Interruption, KEEPALIVE, Standing};
 use crate::telemetry::{GaugeGuard, Outcome};
 use crate::upstream::UpstreamError;
 
-/// How long a server may take to subscribe, or to set a level.
-const SETTLING: Duration = Duration::from_secs(10);
 const ACKNOWLEDGED: &str = "notifications/subscriptions/acknowledged";
 /// Resources of one listener.
 const MAX_RESOURCES: usize = 256;
-
-/// What the callers of one connection have had the server send.
-#[derive(Default)]
-pub struct Wishes {
-    level: tokio::sync::Mutex<Option<LogLevel>>,
-    /// By URI, how many listeners want it.
-    resources: tokio::sync::Mutex<HashMap<Box<str>, usize>>,
-}
-
-impl Wishes {
-    /// Has the server log from that level on, if it logs at all and doesn't already.
-    pub async fn log_at(&self, level: LogLevel, peer: &Arc<Peer>, funds: &Funds) {
-        let logs =
-            Object::parse(&peer.facts().capabilities).is_ok_and(|all| matches!(all.object("logging"), Ok(Some(_))));
-        if !logs {
-            return;
-        }
-        let mut current = self.level.lock().await;
-        if current.is_none_or(|current| level < current) {
-            let params = format!(r#"{{"level":"{}"}}"#, level.as_str());
-            // A server that won't is asked again by the next caller; the call itself tells whether the session is over.
-            if let Ok(Ok(_)) = settle(peer, "logging/setLevel", params.into(), funds).await {
-                *current = Some(level);
-            }
-        }
-    }
-}
-
-/// Subscriptions of one listener; dropped, they are given back.
-struct Subscribed {
-    peer: Arc<Peer>,
-    resources: Vec<Box<str>>,
-    funds: Funds,
-}
-
-impl Subscribed {
-    /// Subscribes to these; what the server refuses is left out.
-    async fn to(peer: &Arc<Peer>, wanted: &[String], funds: &Funds) -> Result<Self, Lost> {
-        let mut subscribed = Self {
-            peer: peer.clone(),
-            resources: Vec::new(),
-            funds: funds.clone(),
-        };
-        for uri in wanted {
-            let mut counts = peer.wishes().resources.lock().await;
-            let known = counts.get_mut(&**uri).map(|count| *count += 1).is_some();
-            if !known {
-                if settle(peer, "resources/subscribe", resource(uri), funds)
-                    .await?
-                    .is_err()
-                {
-                    continue;
-                }
-                counts.insert(uri.as_str().into(), 1);
-            }
-            subscribed.resources.push(uri.as_str().into());
-        }
-        Ok(subscribed)
-    }
-}
-
-impl Drop for Subscribed {
-    fn drop(&mut self) {
-        let resources = std::mem::take(&mut self.resources);
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        if resources.is_empty() || self.peer.ended().is_cancelled() {
-            return;
-        }
-        let (peer, funds) = (self.peer.clone(), self.funds.clone());
-        runtime.spawn(async move {
-            for uri in resources {
-                let mut counts = peer.wishes().resources.lock().await;
-                let Some(count) = counts.get_mut(&uri) else { continue };
-                *count -= 1;
-                if *count == 0 {
-                    counts.remove(&uri);
-                    let _ = settle(&peer, "resources/unsubscribe", resource(&uri), &funds).await;
-                }
-            }
-        });
-    }
-}
-
-fn resource(uri: &str) -> Bytes {
-    let uri = String::from_utf8(text(uri)).expect("JSON is UTF-8");
-    format!(r#"{{"uri":{uri}}}"#).into()
-}
-
-/// Asks the server for something on a caller's behalf.
-async fn settle(peer: &Arc<Peer>, method: &str, params: Bytes, funds: &Funds) -> Result<Answered, Lost> {
-    let mut exchange = peer.request(Ask {
-        method: method.into(),
-        params,
-        funds: funds.clone(),
-        headers: HeaderMap::new(),
-        takes_questions: false,
-    });
-    let settled = tokio::time::timeout(SETTLING, async {
-        loop {
-            match exchange.next().await? {
-                Event::Answer(outcome) => return Ok(outcome),
-                Event::Notification(told) => peer.tell(told),
-                Event::Request(_) => {}
-            }
-        }
-    });
-    settled.await.unwrap_or_else(|_| {
-        let (endpoint, after) = (peer.name(), SETTLING);
-        Err(UpstreamError::Timeout { endpoint, after }.into())
-    })
-}
 
 /// What a listener wants to hear of.
 #[derive(Debug, Default, Deserialize, PartialEq, Eq)]
@@ -260,13 +140,15 @@ pub async fn open(
             Err(lost) => return Err(unanswered(lost, &peer)),
         }
     };
-    let acknowledged = json!({"notifications": filter.json(&subscribed.resources)}).to_string().into();
+    let acknowledged = json!({"notifications": filter.json(subscribed.resources())})
+        .to_string()
+        .into();
     let first = caller.subscribed(ACKNOWLEDGED, &acknowledged);
     let news = News::Ours {
         filter,
-        _subscribed: subscribed,
+        _subscribed: Box::new(subscribed),
     };
-    Ok(Flow::new(first, caller, news, listener, standing, endings))
+    Ok(Flow::response(first, caller, news, listener, standing, endings))
 }
 
 /// Opens a listener's stream at a modern server that tells its listeners apart by their subscription's id.
@@ -324,7 +206,7 @@ pub async fn forward(
             }
         },
     };
-    Ok(Flow::new(
+    Ok(Flow::response(
         first,
         caller,
         News::Theirs(exchange),
@@ -343,7 +225,10 @@ fn is_of(params: &Bytes, id: u64) -> bool {
 /// Where a listener's news are from.
 enum News {
     /// All that the connection hears, as far as it was asked for.
-    Ours { filter: Filter, _subscribed: Subscribed },
+    Ours {
+        filter: Filter,
+        _subscribed: Box<Subscribed>,
+    },
     /// A subscription at the server.
     Theirs(Exchange),
 }
@@ -399,7 +284,7 @@ struct Flow {
 }
 
 impl Flow {
-    fn new(
+    fn response(
         first: Option<Bytes>,
         caller: Caller,
         news: News,

@@ -29,6 +29,7 @@ pub mod peers;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod wishes;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

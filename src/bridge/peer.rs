@@ -23,8 +23,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::link::{Events, Link, Posted, Source};
-use super::listen::Wishes;
 use super::message::{self, Answered, Incoming, RpcError, at, replaced};
+use super::wishes::Wishes;
 use crate::credential::OutboundCredential;
 use crate::edge::Rejection;
 use crate::mcp::{Id, codes};

@@ -1,0 +1,141 @@
+//! What the callers of one connection to a legacy server have it send.
+//!
+//! 1. What is logged is the most verbose that any of them asked for; each gets what it asked for itself.
+//! 2. A resource is subscribed to once however many listeners want it, and no longer when none does.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+
+use super::map::LogLevel;
+use super::message::{Answered, text};
+use super::peer::{Ask, Event, Funds, Lost, Peer};
+use crate::mcp::object::Object;
+use crate::upstream::UpstreamError;
+
+/// How long a server may take to subscribe, or to set a level.
+pub const SETTLING: Duration = Duration::from_secs(10);
+
+/// What the callers of one connection have had the server send.
+#[derive(Default)]
+pub struct Wishes {
+    level: tokio::sync::Mutex<Option<LogLevel>>,
+    /// By URI, how many listeners want it.
+    resources: tokio::sync::Mutex<HashMap<Box<str>, usize>>,
+}
+
+impl Wishes {
+    /// Has the server log from that level on, if it logs at all and doesn't already.
+    pub async fn log_at(&self, level: LogLevel, peer: &Arc<Peer>, funds: &Funds) {
+        let logs =
+            Object::parse(&peer.facts().capabilities).is_ok_and(|all| matches!(all.object("logging"), Ok(Some(_))));
+        if !logs {
+            return;
+        }
+        let mut current = self.level.lock().await;
+        if current.is_none_or(|current| level < current) {
+            let params = format!(r#"{{"level":"{}"}}"#, level.as_str());
+            // A server that won't is asked again by the next caller; the call itself tells whether the session is over.
+            if let Ok(Ok(_)) = settle(peer, "logging/setLevel", params.into(), funds).await {
+                *current = Some(level);
+            }
+        }
+    }
+}
+
+/// Subscriptions of one listener; dropped, they are given back.
+pub struct Subscribed {
+    peer: Arc<Peer>,
+    resources: Vec<Box<str>>,
+    funds: Funds,
+}
+
+impl Subscribed {
+    /// Subscribes to these; what the server refuses is left out.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub async fn to(peer: &Arc<Peer>, wanted: &[String], funds: &Funds) -> Result<Self, Lost> {
+        let mut subscribed = Self {
+            peer: peer.clone(),
+            resources: Vec::new(),
+            funds: funds.clone(),
+        };
+        for uri in wanted {
+            let mut counts = peer.wishes().resources.lock().await;
+            let known = counts.get_mut(&**uri).map(|count| *count += 1).is_some();
+            if !known {
+                if settle(peer, "resources/subscribe", resource(uri), funds)
+                    .await?
+                    .is_err()
+                {
+                    continue;
+                }
+                counts.insert(uri.as_str().into(), 1);
+            }
+            subscribed.resources.push(uri.as_str().into());
+        }
+        Ok(subscribed)
+    }
+
+    /// The resources that the server let be subscribed to.
+    pub fn resources(&self) -> &[Box<str>] {
+        &self.resources
+    }
+}
+
+impl Drop for Subscribed {
+    fn drop(&mut self) {
+        let resources = std::mem::take(&mut self.resources);
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        if resources.is_empty() || self.peer.ended().is_cancelled() {
+            return;
+        }
+        let (peer, funds) = (self.peer.clone(), self.funds.clone());
+        runtime.spawn(async move {
+            for uri in resources {
+                let mut counts = peer.wishes().resources.lock().await;
+                let Some(count) = counts.get_mut(&uri) else { continue };
+                *count -= 1;
+                if *count == 0 {
+                    counts.remove(&uri);
+                    let _ = settle(&peer, "resources/unsubscribe", resource(&uri), &funds).await;
+                }
+            }
+        });
+    }
+}
+
+fn resource(uri: &str) -> Bytes {
+    let uri = String::from_utf8(text(uri)).expect("JSON is UTF-8");
+    format!(r#"{{"uri":{uri}}}"#).into()
+}
+
+/// Asks the server for something on a caller's behalf.
+async fn settle(peer: &Arc<Peer>, method: &str, params: Bytes, funds: &Funds) -> Result<Answered, Lost> {
+    let mut exchange = peer.request(Ask {
+        method: method.into(),
+        params,
+        funds: funds.clone(),
+        headers: HeaderMap::new(),
+        takes_questions: false,
+    });
+    let settled = tokio::time::timeout(SETTLING, async {
+        loop {
+            match exchange.next().await? {
+                Event::Answer(outcome) => return Ok(outcome),
+                Event::Notification(told) => peer.tell(told),
+                Event::Request(_) => {}
+            }
+        }
+    });
+    settled.await.unwrap_or_else(|_| {
+        let (endpoint, after) = (peer.name(), SETTLING);
+        Err(UpstreamError::Timeout { endpoint, after }.into())
+    })
+}
