@@ -991,6 +991,7 @@ async fn talking_sse() -> (Upstream, Arc<State>) {
                     "serverInfo": {"name": "old", "version": "1"},
                 })),
                 Some("logging/setLevel") => answer(json!({})),
+                Some("tools/call") if message["params"]["name"] == "quiet" => {}
                 Some("tools/call") => {
                     say(&json!({"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "error", "data": 1}}));
                     say(&asks_for_name());
@@ -1002,7 +1003,7 @@ async fn talking_sse() -> (Upstream, Arc<State>) {
                 }
                 _ => {}
             }
-            if message["method"] == "tools/call" {
+            if message["params"]["name"] == "echo" {
                 held(&state.calls).push((message["id"].clone(), mpsc::unbounded_channel().0));
             }
             status(StatusCode::ACCEPTED)
@@ -1042,6 +1043,16 @@ async fn what_a_shared_line_says_is_its_persons_and_never_of_one_of_many() {
     held(&state.standing).clear();
     let gate = Gate::with_yaml(&route(true)).await;
     let answers = state.answers.borrow().len();
+    let quiet = super::bridge_modern::call("", "quiet")
+        .can(json!({"elicitation": {}}))
+        .request(&gate);
+    let waiting = tokio::spawn(super::gate::client().request(quiet));
+    for count in 1.. {
+        let seen = upstream.wait_for(count).await;
+        if seen.iter().any(|seen| seen.json()["params"]["name"] == "quiet") {
+            break;
+        }
+    }
     let answer = call("").send(&gate).await;
     assert_eq!(
         answer.json()["result"]["answer"]["error"]["code"],
@@ -1050,6 +1061,7 @@ async fn what_a_shared_line_says_is_its_persons_and_never_of_one_of_many() {
     );
     assert_eq!(answer.header("content-type"), "application/json");
     assert!(state.answers.borrow().len() > answers);
+    waiting.abort();
 }
 
 /// A modern server on stdin and stdout that asks before it answers, and tells its listener of changes.
