@@ -98,7 +98,8 @@ impl StdioServer {
         let ended = ends.clone();
         tokio::spawn(ended.clone().run_until_cancelled_owned(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                let (handler, ended) = (handler.instance(), ended.clone());
+                // rmcp cancels what it is given when it ends.
+                let (handler, ended) = (handler.instance(), ended.child_token());
                 tokio::spawn(async move {
                     if let Ok(running) = handler.serve_with_ct(socket, ended).await {
                         let _ = running.waiting().await;
