@@ -130,7 +130,7 @@ impl Way {
             if can_be_asked {
                 peer.stand().await;
             }
-            let logs = self.logs(caller, &peer).await;
+            let logs = self.logs(caller, &peer, own.is_some()).await;
             let mut course = Course::new(peer.request(ask.clone()), logs, own);
             match tokio::time::timeout(KEEPALIVE, course.begin()).await {
                 Ok(Err(Lost::Session)) if again => again = false,
@@ -141,9 +141,9 @@ impl Way {
     }
 
     /// Has the server log what the caller wants to hear; where that comes from when the connection mixes all calls' logs.
-    async fn logs(&self, caller: &Caller, peer: &Arc<Peer>) -> Option<Listener> {
+    async fn logs(&self, caller: &Caller, peer: &Arc<Peer>, own: bool) -> Option<Listener> {
         peer.wishes().log_at(caller.level?, peer, &self.funds).await;
-        (peer.mixes_logs() && self.one_person).then(|| peer.listen())
+        (peer.mixes_logs() && (own || self.one_person)).then(|| peer.listen())
     }
 }
 

@@ -969,21 +969,24 @@ async fn a_silent_call_gets_a_comment_every_15_s() {
     );
 }
 
-/// An HTTP+SSE server that logs, and asks for a name, before it answers a call.
-async fn talking_sse() -> (Upstream, Arc<State>) {
-    let state = Arc::new(State::default());
-    let serving = state.clone();
-    let upstream = Upstream::undiscovered(move |seen| {
-        let state = serving.clone();
+/// An HTTP+SSE server whose every call but `quiet` logs, and asks for a name.
+async fn talking_sse() -> Upstream {
+    let streams: Arc<Mutex<Vec<mpsc::UnboundedSender<String>>>> = Arc::default();
+    Upstream::undiscovered(move |seen| {
+        let streams = streams.clone();
         async move {
             let message = seen.json();
+            let mut streams = held(&streams);
             if seen.method == Method::GET {
                 let (sender, response) = stream();
-                sender.send("event: endpoint\ndata: messages\n\n".to_owned()).expect("it is read");
-                held(&state.standing).push(sender);
+                let endpoint = format!("event: endpoint\ndata: messages?{}\n\n", streams.len());
+                sender.send(endpoint).expect("it is read");
+                streams.push(sender);
                 return response;
             }
-            let say = |value: &Value| held(&state.standing)[0].send(event(value)).expect("it is read");
+            let (_, place) = seen.target.split_once('?').expect("a stream's number");
+            let stream = &streams[place.parse::<usize>().expect("a number")];
+            let say = |value: &Value| stream.send(event(value)).expect("it is read");
             let answer = |result: Value| say(&json!({"jsonrpc": "2.0", "id": message["id"], "result": result}));
             match message["method"].as_str() {
                 Some("initialize") => answer(json!({
@@ -991,77 +994,55 @@ async fn talking_sse() -> (Upstream, Arc<State>) {
                     "serverInfo": {"name": "old", "version": "1"},
                 })),
                 Some("logging/setLevel") => answer(json!({})),
-                Some("tools/call") if message["params"]["name"] == "quiet" => {}
-                Some("tools/call") => {
-                    say(&json!({"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "error", "data": 1}}));
+                Some("tools/call") if message["params"]["name"] != "quiet" => {
+                    let log = json!({"level": "error", "data": 1});
+                    say(&json!({"jsonrpc": "2.0", "method": "notifications/message", "params": log}));
                     say(&asks_for_name());
                 }
-                None => {
-                    state.answers.send_modify(|answers| answers.push(message.clone()));
-                    let id = seen_call(&state);
-                    say(&json!({"jsonrpc": "2.0", "id": id, "result": {"content": [], "answer": message}}));
-                }
                 _ => {}
-            }
-            if message["params"]["name"] == "echo" {
-                held(&state.calls).push((message["id"].clone(), mpsc::unbounded_channel().0));
             }
             status(StatusCode::ACCEPTED)
         }
     })
-    .await;
-    (upstream, state)
-}
-
-fn seen_call(state: &State) -> Value {
-    held(&state.calls).last().map_or(Value::Null, |(id, _)| id.clone())
+    .await
 }
 
 #[tokio::test]
-async fn what_a_shared_line_says_is_its_persons_and_never_of_one_of_many() {
-    let (upstream, state) = talking_sse().await;
-    let route = |anonymous| {
-        format!(
+async fn what_a_line_says_is_its_persons_and_never_of_one_of_many() {
+    let upstream = talking_sse().await;
+    for anonymous in [false, true] {
+        let gate = Gate::with_yaml(&format!(
             "routes:\n  notes:\n    path: /notes/mcp\n    anonymous: {anonymous}\n    upstream: {{urls: [\"{}\"], transport: sse}}\n",
             upstream.url()
-        )
-    };
-    let call = |token: &str| {
-        call(token, "echo")
-            .can(json!({"elicitation": {}}))
-            .meta("io.modelcontextprotocol/logLevel", json!("info"))
-    };
-    let gate = Gate::with_yaml(&route(false)).await;
-    let mut events = call(&gate.reader()).open(&gate).await;
-    assert_eq!(events.next().await.expect("a log")["params"]["level"], "error");
-    assert_eq!(
-        events.next().await.expect("a question")["result"]["resultType"],
-        "input_required"
-    );
-    drop(gate);
-
-    held(&state.standing).clear();
-    let gate = Gate::with_yaml(&route(true)).await;
-    let answers = state.answers.borrow().len();
-    let quiet = super::bridge_modern::call("", "quiet")
-        .can(json!({"elicitation": {}}))
-        .request(&gate);
-    let waiting = tokio::spawn(super::gate::client().request(quiet));
-    for count in 1.. {
-        let seen = upstream.wait_for(count).await;
-        if seen.iter().any(|seen| seen.json()["params"]["name"] == "quiet") {
-            break;
+        ))
+        .await;
+        let token = if anonymous { String::new() } else { gate.reader() };
+        let call = |tool: &str| {
+            call(&token, tool)
+                .can(json!({"elicitation": {}}))
+                .meta("io.modelcontextprotocol/logLevel", json!("info"))
+        };
+        let before = upstream.seen().len();
+        let quiet = call("quiet").request(&gate);
+        let waiting = tokio::spawn(super::gate::client().request(quiet));
+        for count in before.. {
+            let seen = upstream.wait_for(count).await;
+            if seen[before..]
+                .iter()
+                .any(|seen| seen.json()["params"]["name"] == "quiet")
+            {
+                break;
+            }
         }
+        let mut events = call("echo").open(&gate).await;
+        assert_eq!(events.next().await.expect("a log")["params"]["level"], "error");
+        let asked = events.next().await.expect("a question");
+        assert_eq!(asked["result"]["resultType"], "input_required");
+        let seen = upstream.seen();
+        let opened = seen[before..].iter().filter(|seen| seen.method == Method::GET).count();
+        assert_eq!(opened, if anonymous { 2 } else { 1 }, "streams of two calls");
+        waiting.abort();
     }
-    let answer = call("").send(&gate).await;
-    assert_eq!(
-        answer.json()["result"]["answer"]["error"]["code"],
-        -32_601,
-        "{answer:?}"
-    );
-    assert_eq!(answer.header("content-type"), "application/json");
-    assert!(state.answers.borrow().len() > answers);
-    waiting.abort();
 }
 
 /// A modern server on stdin and stdout that asks before it answers, and tells its listener of changes.
