@@ -3,7 +3,7 @@
 //! 1. A request goes over the connection that its person's requests share ([`super::peers`]). What the gateway is told of
 //!    the client with each request, the server was told when the connection was opened.
 //! 2. The answer is JSON when it is the first thing that happens; else what happens is told as it does, by events.
-//! 3. A call that needs its caller's input waits ([`super::parked`]); the retry that brings it goes on with it. The retry is
+//! 3. A call that needs its caller's input waits (`parked`); the retry that brings it goes on with it. The retry is
 //!    a request like any other: authorized, counted and audited by itself.
 //! 4. `server/discover` is answered from what the server said when the connection was opened, `subscriptions/listen` by
 //!    [`super::listen`]. A modern server that is a command gets all else as it is. Notifications are for nobody: no call of a modern client outlasts its request.
