@@ -6,7 +6,7 @@
 //! 3. A call that needs its caller's input waits (`parked`); the retry that brings it goes on with it. The retry is
 //!    a request like any other: authorized, counted and audited by itself.
 //! 4. `server/discover` is answered from what the server said when the connection was opened, `subscriptions/listen` by
-//!    [`super::listen`]. A modern server that is a command gets all else as it is. Notifications are for nobody: no call of a modern client outlasts its request.
+//!    `listen`. A modern server that is a command gets all else as it is. Notifications are for nobody: no call of a modern client outlasts its request.
 
 use std::sync::Arc;
 

@@ -23,10 +23,11 @@ use crate::bridge::map;
 use crate::bridge::message::{self, Incoming, at};
 use crate::call::{Call, Form};
 use crate::edge::{Body, Rejection, empty};
+use crate::limit::Who;
 use crate::mcp::{Era, Id, Kind, Message, sse};
 use crate::reply::{Ending, Sending, Shared, note, refused_members, see};
 use crate::session::{Purpose, SESSION_HEADER, StreamKey, Target, person, random_stream_key};
-use crate::telemetry::Outcome;
+use crate::telemetry::{GaugeGuard, Outcome};
 use crate::upstream::UpstreamError;
 
 const VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
@@ -179,7 +180,8 @@ async fn open_session(
     let funds = sending.funds();
     let request = initializes(sending.messages()).expect("it was looked at");
     let id = request.id.clone().expect("a request has an id");
-    let session = new_session(call, random_stream_key(), "streamable-http");
+    let gauge = call.route.metrics.session("streamable-http");
+    let session = new_session(call, random_stream_key(), None, Some(gauge));
     session.fund(&funds);
     let sealed = crate::session::Session::bridged(&session.key)
         .seal(&shared.sealer, call.route.name(), &call.principal)
@@ -215,7 +217,7 @@ fn open_stream(shared: &Shared, sending: &Sending, endings: &mut Vec<Ending>) ->
         call.route.metrics.session("sse"),
     );
     let (sender, answers) = mpsc::channel(QUEUED);
-    let session = Session::new(*open.key(), person(&call.principal), Some(sender), None);
+    let session = new_session(call, *open.key(), Some(sender), None);
     session.fund(&sending.funds());
     call.route
         .bridge
@@ -385,9 +387,14 @@ fn answer(session: &Session, message: &Message) {
     }
 }
 
-fn new_session(call: &Call, key: StreamKey, transport: &'static str) -> Arc<Session> {
-    let gauge = call.route.metrics.session(transport);
-    Session::new(key, person(&call.principal), None, Some(gauge))
+fn new_session(
+    call: &Call,
+    key: StreamKey,
+    answers: Option<mpsc::Sender<Bytes>>,
+    gauge: Option<GaugeGuard>,
+) -> Arc<Session> {
+    let owner = Who::calls(&call.principal, call.journey.client());
+    Session::new(key, person(&call.principal), owner, answers, gauge)
 }
 
 fn too_many(call: &Call) -> Rejection {

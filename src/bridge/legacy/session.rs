@@ -19,6 +19,7 @@ use super::questions::{Asker, Questions, spelled};
 use super::rounds::Modern;
 use crate::bridge::message::{self, RpcError, at, replaced};
 use crate::bridge::peer::{Asked, Funds, Peer, Told};
+use crate::limit::Who;
 use crate::mcp::{Id, codes};
 use crate::session::StreamKey;
 use crate::telemetry::GaugeGuard;
@@ -35,6 +36,8 @@ pub struct Session {
     pub key: StreamKey,
     /// [`crate::session::person`].
     pub person: [u8; 32],
+    /// Whose share of places it takes.
+    pub owner: Who,
     /// Takes the answers of an HTTP+SSE session to its stream.
     answers: Option<mpsc::Sender<Bytes>>,
     back: OnceLock<Back>,
@@ -98,12 +101,14 @@ impl Session {
     pub fn new(
         key: StreamKey,
         person: [u8; 32],
+        owner: Who,
         answers: Option<mpsc::Sender<Bytes>>,
         gauge: Option<GaugeGuard>,
     ) -> Arc<Self> {
         Arc::new(Self {
             key,
             person,
+            owner,
             answers,
             back: OnceLock::new(),
             introduced: Mutex::new(false),
@@ -355,7 +360,7 @@ mod tests {
     use crate::session::random_stream_key;
 
     fn session() -> Arc<Session> {
-        Session::new(random_stream_key(), [1; 32], None, None)
+        Session::new(random_stream_key(), [1; 32], Who::Person([1; 32]), None, None)
     }
 
     fn told(method: &str, number: usize) -> Told {

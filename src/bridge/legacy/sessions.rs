@@ -1,7 +1,7 @@
 //! All sessions of one route that the gateway serves itself.
 //!
 //! 1. A session is found by its key and its person: another's is as unknown as one that never was.
-//! 2. At most 64 a person and 10,000 in all. The one that was needed least recently makes room, if one is not needed; else
+//! 2. At most 64 a caller (where nobody vouches for them, an address) and 10,000 in all. The one that was needed least recently makes room, if one is not needed; else
 //!    there is no place.
 //! 3. One that nobody needed for half an hour is ended.
 
@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use super::session::Session;
 use crate::session::StreamKey;
 
-/// Sessions of one person.
-const MAX_OF_PERSON: usize = 64;
+/// Sessions of one caller.
+const MAX_OF_OWNER: usize = 64;
 /// Sessions of all.
 const MAX: usize = 10_000;
 /// How long one is kept that nobody needs.
@@ -29,9 +29,9 @@ impl Sessions {
     /// Keeps a session; `None` by rule 2.
     pub fn keep(&self, session: &Arc<Session>) -> Option<()> {
         let mut all = self.all();
-        let of_person = all.values().filter(|other| other.person == session.person);
-        if of_person.count() >= MAX_OF_PERSON {
-            make_room(&mut all, |other| other.person == session.person)?;
+        let of_owner = all.values().filter(|other| other.owner == session.owner);
+        if of_owner.count() >= MAX_OF_OWNER {
+            make_room(&mut all, |other| other.owner == session.owner)?;
         }
         if all.len() >= MAX {
             make_room(&mut all, |_| true)?;
@@ -118,10 +118,11 @@ impl Drop for Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limit::Who;
     use crate::session::random_stream_key;
 
     fn session(person: u8) -> Arc<Session> {
-        Session::new(random_stream_key(), [person; 32], None, None)
+        Session::new(random_stream_key(), [person; 32], Who::Person([person; 32]), None, None)
     }
 
     #[tokio::test(start_paused = true)]
@@ -143,7 +144,7 @@ mod tests {
         sessions.keep(&used).expect("a place");
         let (_number, _changed) = used.stand();
         let mut kept = Vec::new();
-        for _ in 1..MAX_OF_PERSON {
+        for _ in 1..MAX_OF_OWNER {
             tokio::time::advance(Duration::from_secs(1)).await;
             let one = session(1);
             sessions.keep(&one).expect("a place");
