@@ -10,10 +10,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::StatusCode;
+use tokio::time::Instant;
 
 use super::map::{self, LogLevel, ToModernError};
 use super::message::{self, RpcError, replaced, text};
@@ -28,6 +30,9 @@ use crate::session::Sealer;
 use crate::telemetry::Outcome;
 use crate::upstream::UpstreamError;
 
+/// How long more questions are waited for once there is one: what is asked at once need not come at once, and whoever
+/// answers takes longer.
+const AT_ONCE: Duration = Duration::from_millis(50);
 /// Questions that one interim result holds.
 const MAX_QUESTIONS: usize = 16;
 
@@ -189,7 +194,7 @@ impl Course {
                 }
                 Event::Request(asked) => {
                     if let Some(question) = self.question(asked, caller) {
-                        return Ok(Step::Asked(self.more(question, caller)));
+                        return Ok(Step::Asked(self.more(question, caller).await));
                     }
                 }
                 Event::Answer(Ok(result)) => {
@@ -302,11 +307,13 @@ impl Course {
         })
     }
 
-    /// What else was asked by now.
-    fn more(&mut self, first: Question, caller: &Caller) -> Vec<Question> {
+    /// What else is asked at the same time.
+    async fn more(&mut self, first: Question, caller: &Caller) -> Vec<Question> {
         let mut all = vec![first];
+        let until = Instant::now() + AT_ONCE;
         while all.len() < MAX_QUESTIONS {
-            match self.exchange.next().now_or_never() {
+            let next = tokio::time::timeout_at(until, self.exchange.next()).await;
+            match next.ok() {
                 Some(Ok(Event::Request(asked))) => all.extend(self.question(asked, caller)),
                 Some(Ok(event @ Event::Notification(_))) => self.ahead.push_back(Ok(event)),
                 Some(last) => {

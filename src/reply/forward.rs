@@ -227,6 +227,10 @@ impl Shared {
                 let mut scanner = Scanner::default();
                 scanner.push(event.data().map_or(&[], |data| data));
                 outcome = outcome.or(events::outcome_of(scanner.finish().outcome));
+                if event.name() == Some(b"endpoint") {
+                    // A server of 2024-11-05 that opens its stream whatever the method: no answer will come on it.
+                    outcome = Some(Outcome::ProtocolError);
+                }
                 ahead.push(event);
             }
             if ahead.len() > MAX_AHEAD {

@@ -170,8 +170,12 @@ impl Pair {
             Link::Stdio => {
                 let server = StdioServer::start(self.server).await;
                 let directory = env!("CARGO_MANIFEST_DIR");
-                self.gated(&format!("command: {}, directory: {directory:?}", server.command()))
-                    .await
+                // The suite leaves most of its sessions open, and each has a process.
+                let upstream = format!(
+                    "command: {}, directory: {directory:?}, processes: 1000",
+                    server.command()
+                );
+                self.gated(&upstream).await
             }
         };
         let name = format!(

@@ -42,7 +42,7 @@ pub async fn hear(session: Arc<Session>) {
             None => relay(&session, &back.peer).await,
             Some(modern) => {
                 tokio::select! {
-                    () = channel(&session, &back.peer, modern) => {}
+                    () = channel(&session, back, modern) => {}
                     () = subscribe(&session, back, modern) => {}
                 }
             }
@@ -80,13 +80,15 @@ async fn everybodys(session: &Arc<Session>, peer: &Arc<Peer>) {
     }
 }
 
-/// What a modern server says over a channel that all its subscriptions share (stdio).
-async fn channel(session: &Arc<Session>, peer: &Arc<Peer>, modern: &Modern) {
-    let mut listener = peer.listen();
+/// What a modern server says over a channel that all its calls and subscriptions share (stdio). Whose a log is can't be told
+/// where others speak over it, too.
+async fn channel(session: &Arc<Session>, back: &Back, modern: &Modern) {
+    let mut listener = back.peer.listen();
     while let Some(told) = listener.next().await {
         let about = at(&told.params, &["uri"]).and_then(|uri| serde_json::from_slice::<String>(&uri).ok());
         let ours = match &*told.method {
             "notifications/resources/updated" => about.is_some_and(|uri| modern.subscribed.borrow().contains(&uri)),
+            "notifications/message" => !back.shared,
             method => method.ends_with("/list_changed"),
         };
         if ours {
