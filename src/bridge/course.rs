@@ -32,7 +32,7 @@ use crate::upstream::UpstreamError;
 
 /// How long more questions are waited for once there is one: what is asked at once need not come at once, and whoever
 /// answers takes longer.
-const AT_ONCE: Duration = Duration::from_millis(50);
+const AT_ONCE: Duration = Duration::from_millis(250);
 /// Questions that one interim result holds.
 const MAX_QUESTIONS: usize = 16;
 

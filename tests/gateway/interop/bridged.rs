@@ -59,6 +59,11 @@ const TASKS: &[(&str, &str)] = &[(
     "tools",
     "a tool that can only be called as a task of 2025-11-25 is left out",
 )];
+/// The server tells everybody of its resources, and knows no subscription to one.
+const UNSUBSCRIBED: &[(&str, &str)] = &[(
+    "changes",
+    "the server refuses to subscribe and tells all the same; Python 2.x hears of what was acknowledged alone",
+)];
 /// How npm v2 tells it.
 const NOT_FOUND: &[(&str, &str)] = &[(
     "templates",
@@ -93,9 +98,11 @@ fn pairs() -> Vec<Bridged> {
     use Link::{Sse, Stdio, Streamable};
     vec![
         // Clients of 2026-07-28, servers with a handshake.
-        pair(MID, PY2_LEGACY, PY2_AUTO, Streamable),
+        pair(MID, PY2_LEGACY, PY2_AUTO, Streamable).but(UNSUBSCRIBED),
         pair(MID, V2_LEGACY, V2_MODERN, Streamable),
-        pair(NEW, PY2_AUTO, PY2_AUTO, Streamable).held_to("legacy"),
+        pair(NEW, PY2_AUTO, PY2_AUTO, Streamable)
+            .held_to("legacy")
+            .but(UNSUBSCRIBED),
         pair(RMCP, V2, V2_MODERN, Streamable).held_to("legacy"),
         pair(EVERYTHING, PY2_LEGACY, PY2_AUTO, Streamable).but(TASKS),
         pair(EVERYTHING, V2_LEGACY, V2_MODERN, Streamable).but(TASKS),
