@@ -6,7 +6,8 @@
 //!    logs are dropped when nobody takes them off a full queue; answers and questions never are.
 //! 3. What a server asks in the middle of a call is the call's; where the connection doesn't tell of which, it is the
 //!    latest's that can be asked: all calls of a connection are one caller's, or there is only one. A question nobody takes,
-//!    or whose taker goes away, is answered with an error: no server waits for ever.
+//!    or whose taker goes away, is answered with an error: no server waits for ever, save one that asks on without taking
+//!    such answers.
 //! 4. Dropping an exchange cancels: the server is told (`notifications/cancelled`), or its stream is closed.
 //! 5. A connection that ends takes its calls with it; each of them learns why.
 
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +36,8 @@ use crate::upstream::UpstreamError;
 const QUEUED: usize = 256;
 /// Calls that one connection may carry at once.
 const MAX_CALLS: usize = 1024;
+/// Answers of the gateway's own that may be on their way at once.
+const MAX_REPLIES: usize = 256;
 /// How long a server may take to hear of a cancellation, an answer or the end.
 const PARTING: Duration = Duration::from_secs(5);
 /// How long a standing stream's head is waited for.
@@ -150,6 +153,8 @@ pub struct Peer {
     funds: Mutex<Funds>,
     /// Silence within a call that is put up with.
     idle_timeout: Duration,
+    /// A place for each answer of the gateway's own that the server has not taken yet.
+    replies: Arc<Semaphore>,
     ended: CancellationToken,
     reader: OnceLock<AbortHandle>,
 }
@@ -214,6 +219,7 @@ impl Peer {
             wishes: Wishes::default(),
             funds: Mutex::new(funds),
             idle_timeout,
+            replies: Arc::new(Semaphore::new(MAX_REPLIES)),
             ended: CancellationToken::new(),
             reader: OnceLock::new(),
         });
@@ -715,10 +721,14 @@ impl Asked {
     }
 
     pub(super) fn reply_later(mut self, outcome: Answered) {
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        self.answered = true;
+        let place = self.peer.upgrade().and_then(|peer| {
+            // Nothing else would bound what waits for a server that asks and doesn't read.
+            peer.replies.clone().try_acquire_owned().ok()
+        });
+        let (Ok(runtime), Some(place)) = (tokio::runtime::Handle::try_current(), place) else {
             return;
         };
-        self.answered = true;
         let asked = Self {
             method: std::mem::take(&mut self.method),
             params: self.params.clone(),
@@ -728,6 +738,7 @@ impl Asked {
         };
         runtime.spawn(async move {
             let _ = tokio::time::timeout(PARTING, asked.answer(outcome)).await;
+            drop(place);
         });
     }
 }

@@ -526,3 +526,22 @@ async fn calls_on_a_process_that_dies_learn_of_it() {
     }
     assert!(peer.ended().is_cancelled());
 }
+
+#[tokio::test]
+async fn what_waits_for_a_server_that_asks_and_never_reads_is_bounded() {
+    let script = format!(
+        r#"{ANSWER}
+        while read -r line; do case $line in
+            *server/discover*) answer '"result":{{}}' ;;
+            *'"initialize"'*) answer '"result":{INITIALIZED}' ;;
+            *tools/call*) yes '{{"jsonrpc":"2.0","id":"p","method":"ping"}}' | head -n 20000
+                answer '"result":{{}}'; exec sleep 60 ;;
+        esac; done"#
+    );
+    let process = Process::new(&script);
+    let peer = process.open().await.expect("a connection").peer;
+    let mut exchange = peer.request(ask("tools/call", "{}"));
+    answer(next(&mut exchange).await).expect("a result");
+    let waiting = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    assert!(waiting < 1000, "{waiting} tasks");
+}
