@@ -88,9 +88,15 @@ impl Opener<'_> {
                 Err(lost) => refused = Some(lost),
             }
         }
-        if self.nature.sse().get() != Some(false)
-            && let Some((link, source)) = SseLink::open(self.upstream, self.funds).await?
-        {
+        let stream = match self.nature.sse().get() {
+            Some(false) => None,
+            _ => match SseLink::open(self.upstream, self.funds).await {
+                Ok(stream) => stream,
+                // What was said to the message itself says more.
+                Err(lost) => return Err(refused.unwrap_or(lost)),
+            },
+        };
+        if let Some((link, source)) = stream {
             let link = Link::Sse(link);
             let peer = Peer::new(
                 ServerEra::Legacy,
@@ -108,6 +114,16 @@ impl Opener<'_> {
         Err(refused.unwrap_or_else(|| {
             Rejection::UpstreamNonsense("it speaks no transport of MCP here; check the upstream's URL").into()
         }))
+    }
+
+    /// Whether a server takes the gateway's own `initialize` by POST, or doesn't tell: what it refused one client was that
+    /// client's doing then, and says nothing of the server.
+    pub async fn takes_initialize(&self) -> bool {
+        let link = Link::Http(HttpLink::new(self.upstream.clone(), ServerEra::Legacy));
+        let peer = Peer::new(ServerEra::Legacy, link, None, self.funds.clone(), self.idle_timeout);
+        let taken = initialize(&peer, &as_nobody(), self.funds).await;
+        peer.close().await;
+        taken.map_or_else(|lost| era::of_loss(&lost) == Verdict::Inconclusive, |_| true)
     }
 
     /// A process of a server that is a command, introduced; `initialize` are the raw parameters for one that is legacy.
@@ -161,7 +177,7 @@ impl Opener<'_> {
     ///
     /// # Errors
     /// When its answer doesn't tell.
-    pub async fn is_sse(&self) -> Result<bool, Rejection> {
+    pub async fn is_sse(&self) -> Result<bool, Lost> {
         if let Some(sse) = self.nature.sse().get() {
             return Ok(sse);
         }

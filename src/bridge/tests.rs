@@ -528,6 +528,28 @@ async fn calls_on_a_process_that_dies_learn_of_it() {
 }
 
 #[tokio::test]
+async fn a_stream_that_one_caller_may_not_have_says_nothing_of_the_server() {
+    for (status, found) in [
+        (403, None),
+        (408, None),
+        (425, None),
+        (429, None),
+        (503, None),
+        (404, Some(false)),
+        (405, Some(false)),
+    ] {
+        let mut server = Server::start().await;
+        let opening = server.opening();
+        let asking = tokio::spawn(async move {
+            let found = opening.opener().is_sse().await.ok();
+            (found, opening.nature.sse().get())
+        });
+        server.came().await.status(status);
+        assert_eq!(asking.await.expect("no panic"), (found, found), "{status}");
+    }
+}
+
+#[tokio::test]
 async fn what_waits_for_a_server_that_asks_and_never_reads_is_bounded() {
     let script = format!(
         r#"{ANSWER}

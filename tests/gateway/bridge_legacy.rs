@@ -950,6 +950,46 @@ async fn clients_of_a_shared_command_do_not_end_it_and_are_asked_nothing() {
 }
 
 #[tokio::test]
+async fn what_one_client_is_refused_for_makes_no_server_another() {
+    // It speaks both eras, and reads `initialize` with care.
+    let upstream = Upstream::undiscovered(|seen| async move {
+        let body = seen.json();
+        let legacy = json!({"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "d", "version": "1"}});
+        let modern = json!({"resultType": "complete", "supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}});
+        let result = match body["method"].as_str() {
+            Some("server/discover") => modern,
+            Some("initialize") if body["params"]["clientInfo"]["name"].is_string() => legacy,
+            Some("initialize") => {
+                return json_reply(&json!({"jsonrpc": "2.0", "id": body["id"], "error": {"code": -32602, "message": "who are you?"}}));
+            }
+            Some("tools/call") => text(&body["params"]["_meta"].to_string()),
+            _ => return status(StatusCode::ACCEPTED),
+        };
+        json_reply(&json!({"jsonrpc": "2.0", "id": body["id"], "result": result}))
+    })
+    .await;
+    let gate = gate(&upstream.url(), "", "").await;
+    let broken = json!({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion": "2025-11-25", "capabilities": {}}});
+    let answer = gate.legacy(&gate.reader(), &broken).await;
+    assert_eq!(answer.json()["error"]["code"], -32602, "{:?}", answer.body);
+    assert_eq!(answer.header("mcp-session-id"), "");
+    let mut client = client_of(&gate, true).await;
+    let answer = client.call_raw(&broken).await;
+    assert_eq!(answer["error"]["code"], -32600, "it has been introduced: {answer}");
+    let answer = gate.legacy(&gate.reader(), &initialize("2025-11-25", &json!({}))).await;
+    assert_eq!(answer.json()["result"]["serverInfo"]["name"], "d", "{:?}", answer.body);
+    let call = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "x", "arguments": {}}});
+    let answer = gate.legacy(&gate.reader(), &call).await;
+    assert_eq!(
+        answer.json()["result"]["content"][0]["text"],
+        "null",
+        "as it is: {:?}",
+        answer.body
+    );
+    gate.running.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_servers_refusal_to_initialize_is_the_clients_to_read() {
     let script = r#"while read -r line; do case $line in
         *'"id":'*) answer '"error":{"code":-32602,"message":"not with you"}' ;;

@@ -21,6 +21,7 @@ use super::session::Session;
 use super::standing::{self, Stream};
 use crate::bridge::map;
 use crate::bridge::message::{self, Incoming, at};
+use crate::bridge::peer::Lost;
 use crate::call::{Call, Form};
 use crate::edge::{Body, Rejection, empty};
 use crate::limit::Who;
@@ -101,9 +102,11 @@ impl Door {
 
 async fn has_stream(sending: &Sending) -> Result<bool, Rejection> {
     match sending.route().bridge.opener(&sending.funds()).is_sse().await {
-        // A stream without a word is no HTTP+SSE stream.
-        Err(Rejection::Upstream(UpstreamError::Timeout { .. })) => Ok(false),
-        found => found,
+        // A stream without a word is no HTTP+SSE stream; one that this caller may not have leaves the gateway's own.
+        Err(
+            Lost::Rejected(Rejection::Upstream(UpstreamError::Timeout { .. })) | Lost::Status(StatusCode::FORBIDDEN),
+        ) => Ok(false),
+        found => Ok(found?),
     }
 }
 
@@ -114,10 +117,11 @@ pub async fn takes_over(sending: &Sending) -> bool {
     let opener = bridge.opener(&funds);
     // Where nothing can be found out the server's own words are the best there is.
     let found = matches!(opener.is_modern().await, Ok(true)) || matches!(opener.is_sse().await, Ok(true));
-    if found {
+    let takes_over = found && !opener.takes_initialize().await;
+    if takes_over {
         bridge.nature().streamable().set(Some(false));
     }
-    found
+    takes_over
 }
 
 /// Whether a GET opens HTTP+SSE.

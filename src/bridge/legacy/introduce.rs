@@ -87,6 +87,7 @@ async fn connect(opener: &Opener<'_>, params: &Bytes) -> Result<Opened, Lost> {
     };
     if modern != Some(false)
         && may_be_legacy
+        && !opener.takes_initialize().await
         && let Ok(Some(opened)) = opener.discover().await
     {
         // It was asked, and took no `initialize`.

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use super::Source;
 use super::source::Events;
+use crate::bridge::era::{self, Verdict};
 use crate::bridge::peer::{Funds, Lost};
 use crate::edge::Rejection;
 use crate::reply::{is_encoded, is_event_stream};
@@ -49,7 +50,7 @@ impl SseLink {
         if status == StatusCode::UNAUTHORIZED {
             return Err(Rejection::CredentialRefused.into());
         }
-        if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
+        if era::of_status(status) == Verdict::Inconclusive {
             return Err(Lost::Status(status));
         }
         if !status.is_success() || !is_event_stream(sent.response.headers()) || is_encoded(sent.response.headers()) {
