@@ -19,7 +19,7 @@ use super::map;
 use super::message::{self, Answered};
 use super::modern::{Way, last, stream};
 use super::peer::{Ask, Event, Exchange, Listener, Lost, Told};
-use super::wishes::{SETTLING, Subscribed};
+use super::wishes::{SETTLING, Subscribed, is_part};
 use crate::edge::{Body, BodyError, Rejection};
 use crate::mcp::object::Object;
 use crate::mcp::sse;
@@ -80,12 +80,7 @@ impl Filter {
             "notifications/resources/updated" => {
                 let uri =
                     message::at(&told.params, &["uri"]).and_then(|uri| serde_json::from_slice::<String>(&uri).ok());
-                // It may be a part of what was subscribed to (MCP 2025-11-25, "Resources").
-                uri.is_some_and(|uri| {
-                    self.resource_subscriptions
-                        .iter()
-                        .any(|wanted| uri.starts_with(&**wanted))
-                })
+                uri.is_some_and(|uri| self.resource_subscriptions.iter().any(|wanted| is_part(&uri, wanted)))
             }
             _ => false,
         }

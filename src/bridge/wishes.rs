@@ -59,26 +59,40 @@ impl Subscribed {
     /// # Errors
     /// When the connection is lost.
     pub async fn to(peer: &Arc<Peer>, wanted: &[String], funds: &Funds) -> Result<Self, Lost> {
-        let mut subscribed = Self {
+        let mut subscribed = Self::none(peer, funds);
+        for uri in wanted {
+            let _ = subscribed.add(uri).await?;
+        }
+        Ok(subscribed)
+    }
+
+    /// None yet.
+    pub fn none(peer: &Arc<Peer>, funds: &Funds) -> Self {
+        Self {
             peer: peer.clone(),
             resources: Vec::new(),
             funds: funds.clone(),
-        };
-        for uri in wanted {
-            let mut counts = peer.wishes().resources.lock().await;
-            let known = counts.get_mut(&**uri).map(|count| *count += 1).is_some();
-            if !known {
-                if settle(peer, "resources/subscribe", resource(uri), funds)
-                    .await?
-                    .is_err()
-                {
-                    continue;
-                }
-                counts.insert(uri.as_str().into(), 1);
-            }
-            subscribed.resources.push(uri.as_str().into());
         }
-        Ok(subscribed)
+    }
+
+    /// Subscribes to one more; what the server says to it.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub async fn add(&mut self, uri: &str) -> Result<Answered, Lost> {
+        let mut counts = self.peer.wishes().resources.lock().await;
+        let known = counts.get_mut(uri).map(|count| *count += 1).is_some();
+        let answered = match known {
+            true => Ok(Bytes::from_static(b"{}")),
+            false => settle(&self.peer, "resources/subscribe", resource(uri), &self.funds).await?,
+        };
+        if answered.is_ok() {
+            if !known {
+                counts.insert(uri.into(), 1);
+            }
+            self.resources.push(uri.into());
+        }
+        Ok(answered)
     }
 
     /// The resources that the server let be subscribed to.
@@ -116,6 +130,15 @@ fn resource(uri: &str) -> Bytes {
     format!(r#"{{"uri":{uri}}}"#).into()
 }
 
+/// Whether a resource is the one that was subscribed to, or a part of it (MCP 2025-11-25, "Resources"). What only begins
+/// alike is another's, who may be of the same connection.
+pub fn is_part(uri: &str, wanted: &str) -> bool {
+    uri.strip_prefix(wanted).is_some_and(|rest| {
+        let parted = wanted.ends_with(['/', '?', '#']) || rest.starts_with(['/', '?', '#']);
+        rest.is_empty() || (parted && !wanted.is_empty())
+    })
+}
+
 /// Asks the server for something on a caller's behalf.
 async fn settle(peer: &Arc<Peer>, method: &str, params: Bytes, funds: &Funds) -> Result<Answered, Lost> {
     let mut exchange = peer.request(Ask {
@@ -138,4 +161,31 @@ async fn settle(peer: &Arc<Peer>, method: &str, params: Bytes, funds: &Funds) ->
         let (endpoint, after) = (peer.name(), SETTLING);
         Err(UpstreamError::Timeout { endpoint, after }.into())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_resource_is_told_from_what_begins_alike() {
+        for (uri, wanted) in [
+            ("memo://a", "memo://a"),
+            ("memo://a/b", "memo://a"),
+            ("memo://a/b", "memo://a/"),
+            ("memo://a#b", "memo://a"),
+            ("memo://a?b", "memo://a"),
+        ] {
+            assert!(is_part(uri, wanted), "{uri} {wanted}");
+        }
+        for (uri, wanted) in [
+            ("memo://ab", "memo://a"),
+            ("memo://a", "memo://a/b"),
+            ("memo://a", "m"),
+            ("memo://a", ""),
+            ("/memo", ""),
+        ] {
+            assert!(!is_part(uri, wanted), "{uri} {wanted}");
+        }
+    }
 }

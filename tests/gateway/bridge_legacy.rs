@@ -950,6 +950,56 @@ async fn clients_of_a_shared_command_do_not_end_it_and_are_asked_nothing() {
 }
 
 #[tokio::test]
+async fn what_a_shared_command_keeps_for_one_client_is_no_other_clients() {
+    let script = r#"subscribed=0; unsubscribed=0
+    while read -r line; do case $line in
+        *server/discover*) answer '"error":{"code":-32601,"message":"no"}' ;;
+        *'"initialize"'*) answer '"result":{"protocolVersion":"2025-11-25","capabilities":{"tools":{"listChanged":true},"tasks":{"list":{}},"resources":{"subscribe":true}},"serverInfo":{"name":"sh","version":"1"}}' ;;
+        *resources/subscribe*) subscribed=$((subscribed + 1)); answer '"result":{}' ;;
+        *resources/unsubscribe*) unsubscribed=$((unsubscribed + 1)); answer '"result":{}' ;;
+        *tasks/*) answer '"result":{"tasks":[{"taskId":"somebody-elses","status":"completed"}]}' ;;
+        *roots/list_changed*|*'"task"'*) exit 1 ;;
+        *tools/call*)
+            printf '{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"memo://a"}}\n'
+            printf '{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}\n'
+            answer "\"result\":{\"content\":[{\"type\":\"text\",\"text\":\"$subscribed $unsubscribed\"}]}" ;;
+    esac; done"#;
+    let gate = command(script, ", shared: true").await;
+    let mut one = client_of(&gate, false).await;
+    let mut other = client_of(&gate, false).await;
+    for method in ["tasks/list", "tasks/get", "tasks/result", "tasks/cancel"] {
+        let answer = other.ask(method, json!({"taskId": "somebody-elses"})).await;
+        assert_eq!(answer["error"]["code"], -32601, "{method}: {answer}");
+    }
+    for client in [&mut one, &mut other] {
+        let answer = client.ask("resources/subscribe", json!({"uri": "memo://a"})).await;
+        assert_eq!(answer["result"], json!({}), "{answer}");
+    }
+    let answer = other.ask("resources/unsubscribe", json!({"uri": "memo://a"})).await;
+    assert_eq!(answer["result"], json!({}), "{answer}");
+    let told = json!({"jsonrpc": "2.0", "method": "notifications/roots/list_changed"});
+    assert_eq!(other.post(&told).await.status(), StatusCode::ACCEPTED);
+    let (mut hears, mut no_longer) = (one.stand().await, other.stand().await);
+    let call = json!({"name": "x", "arguments": {}, "task": {"ttl": 1000}});
+    let answer = other.ask("tools/call", call).await;
+    assert_eq!(answer["result"]["content"][0]["text"], "1 0", "{answer}");
+    assert_eq!(hears.next().await["params"]["uri"], "memo://a");
+    assert_eq!(hears.next().await["method"], "notifications/tools/list_changed");
+    assert_eq!(no_longer.next().await["method"], "notifications/tools/list_changed");
+    let ended = gate.send(one.request(Method::DELETE, String::new())).await;
+    assert_eq!(ended.status, StatusCode::OK);
+    loop {
+        // Nobody wants it any more: the process hears so as soon as that is known.
+        let answer = other.tool("x", json!({})).await;
+        if answer["result"]["content"][0]["text"] == "1 1" {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    gate.running.shutdown().await;
+}
+
+#[tokio::test]
 async fn what_one_client_is_refused_for_makes_no_server_another() {
     // It speaks both eras, and reads `initialize` with care.
     let upstream = Upstream::undiscovered(|seen| async move {

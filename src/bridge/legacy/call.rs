@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use tokio::sync::mpsc;
 
+use super::everybodys;
 use super::questions::{Asker, spelled};
 use super::rounds;
 use super::session::{Back, Session};
@@ -133,12 +134,15 @@ impl Caller {
         if let Some(modern) = &back.modern {
             return rounds::answered(self, back, modern, message, params).await;
         }
+        if back.shared {
+            return everybodys::answered(self, back, message, params).await;
+        }
         let ask = Ask {
             method: message.method.clone(),
             params,
             funds: self.funds.clone(),
             headers: HeaderMap::new(),
-            takes_questions: !back.shared,
+            takes_questions: true,
         };
         self.converse(back, back.peer.request(ask)).await
     }

@@ -364,9 +364,10 @@ async fn hear(session: &Arc<Session>, message: &Message, funds: &crate::bridge::
         }
         method => {
             let Some(back) = session.back() else { return };
-            let params = match back.modern {
-                Some(_) => map::client_notification(method, &params),
-                None => Some(params),
+            let params = match back.modern.is_some() || back.shared {
+                // To a process that serves everybody it would be everybody's.
+                true => map::client_notification(method, &params),
+                false => Some(params),
             };
             if let Some(params) = params
                 && let Err(lost) = back.peer.notify(method, &params, funds).await

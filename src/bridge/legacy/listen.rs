@@ -74,7 +74,12 @@ async fn relay(session: &Arc<Session>, peer: &Arc<Peer>) {
 async fn everybodys(session: &Arc<Session>, peer: &Arc<Peer>) {
     let mut listener = peer.listen();
     while let Some(told) = listener.next().await {
-        if told.method.ends_with("/list_changed") || &*told.method == "notifications/resources/updated" {
+        let about = at(&told.params, &["uri"]).and_then(|uri| serde_json::from_slice::<String>(&uri).ok());
+        let ours = match &*told.method {
+            "notifications/resources/updated" => about.is_some_and(|uri| session.is_subscribed(&uri)),
+            method => method.ends_with("/list_changed"),
+        };
+        if ours {
             session.tell(&told);
         }
     }

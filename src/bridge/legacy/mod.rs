@@ -13,6 +13,7 @@
 
 mod call;
 mod door;
+mod everybodys;
 mod introduce;
 mod listen;
 mod questions;

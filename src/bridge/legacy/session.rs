@@ -19,6 +19,7 @@ use super::questions::{Asker, Questions, spelled};
 use super::rounds::Modern;
 use crate::bridge::message::{self, RpcError, at, replaced};
 use crate::bridge::peer::{Asked, Funds, Peer, Told};
+use crate::bridge::wishes::{Subscribed, is_part};
 use crate::limit::Who;
 use crate::mcp::{Id, codes};
 use crate::session::StreamKey;
@@ -30,6 +31,8 @@ const MAX_WAITING: usize = 256;
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Calls at once.
 const MAX_CALLS: usize = 256;
+/// Resources of a process that serves everybody that one session is told about.
+const MAX_SUBSCRIPTIONS: usize = 1024;
 
 /// One caller's session.
 pub struct Session {
@@ -46,6 +49,8 @@ pub struct Session {
     /// The latest, for what is sent on nobody's behalf.
     funds: Mutex<Option<Funds>>,
     pub questions: Questions,
+    /// To what of a process that serves everybody, by URI.
+    subscribed: Mutex<HashMap<Box<str>, Subscribed>>,
     waiting: Mutex<VecDeque<Waiting>>,
     calls: Mutex<Calls>,
     /// Told when there is something new for whoever writes a standing stream.
@@ -114,6 +119,7 @@ impl Session {
             introduced: Mutex::new(false),
             funds: Mutex::new(None),
             questions: Questions::default(),
+            subscribed: Mutex::default(),
             waiting: Mutex::default(),
             calls: Mutex::default(),
             changed: watch::Sender::new(()),
@@ -203,6 +209,32 @@ impl Session {
         if let Some(call) = lock(&self.calls).under_way.get(&id.canonical()) {
             call.cancelled.cancel();
         }
+    }
+
+    /// Keeps a subscription.
+    ///
+    /// # Errors
+    /// When there are too many; it is given back then.
+    pub fn subscribe(&self, uri: &str, subscribed: Subscribed) -> Result<(), RpcError> {
+        let mut all = lock(&self.subscribed);
+        if all.len() >= MAX_SUBSCRIPTIONS && !all.contains_key(uri) {
+            return Err(RpcError::new(
+                codes::RATE_LIMITED,
+                "this session is subscribed to as many resources as it may be",
+            ));
+        }
+        all.insert(uri.into(), subscribed);
+        Ok(())
+    }
+
+    /// Gives a subscription back.
+    pub fn unsubscribe(&self, uri: &str) {
+        lock(&self.subscribed).remove(uri);
+    }
+
+    /// Whether it is told of a resource.
+    pub fn is_subscribed(&self, uri: &str) -> bool {
+        lock(&self.subscribed).keys().any(|wanted| is_part(uri, wanted))
     }
 
     /// Whether calls are still to be answered.
@@ -316,6 +348,7 @@ impl Session {
     pub async fn close(&self) {
         self.ended.cancel();
         self.questions.clear();
+        lock(&self.subscribed).clear();
         self.changed.send_replace(());
         if let Some(back) = self.back()
             && !back.shared
