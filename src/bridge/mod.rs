@@ -183,12 +183,19 @@ impl Bridge {
     pub async fn open(&self, person: &Owner, initialize: &Bytes, funds: &Funds) -> Result<Opened, Lost> {
         match self.upstream.processes() {
             Some(processes) => {
-                // Some die of being asked what they are: one of them is enough.
-                let _turn = match self.kept.nature.modern().get() {
+                // Some die of being asked what they are: one of them is enough. Where that was in vain nobody waits for
+                // another, or for all who came before.
+                let before = self.kept.probes.load(Ordering::Relaxed);
+                let turn = match self.kept.nature.modern().get() {
                     Some(_) => None,
                     None => Some(self.kept.probing.lock().await),
                 };
-                self.opener(funds).process(processes, person, initialize).await
+                let turn = turn.filter(|_| self.kept.probes.load(Ordering::Relaxed) == before);
+                let opened = self.opener(funds).process(processes, person, initialize).await;
+                if turn.is_some() {
+                    self.kept.probes.fetch_add(1, Ordering::Relaxed);
+                }
+                opened
             }
             None => self.opener(funds).initialize(initialize).await,
         }

@@ -197,19 +197,25 @@ pub struct Process {
     processes: Arc<Processes>,
 }
 
+/// The configuration of a server that is a script.
+pub fn script(script: &str) -> crate::config::Upstream {
+    let mut config = config(&[]);
+    config.stdio = Some(crate::config::Stdio {
+        program: "/bin/sh".into(),
+        arguments: vec!["-c".to_owned(), script.to_owned()],
+        environment: vec![("PATH".to_owned(), Secret::new("/usr/bin:/bin"))],
+        directory: "/".into(),
+        shared: false,
+        processes: 8,
+        idle_timeout: Duration::from_secs(60),
+    });
+    config
+}
+
 impl Process {
     pub fn new(script: &str) -> Self {
-        let stdio = crate::config::Stdio {
-            program: "/bin/sh".into(),
-            arguments: vec!["-c".to_owned(), script.to_owned()],
-            environment: vec![("PATH".to_owned(), Secret::new("/usr/bin:/bin"))],
-            directory: "/".into(),
-            shared: false,
-            processes: 8,
-            idle_timeout: Duration::from_secs(60),
-        };
-        let mut config = config(&[]);
-        config.stdio = Some(stdio.clone());
+        let config = self::script(script);
+        let stdio = config.stdio.clone().expect("it is a command");
         Self {
             opening: Opening {
                 upstream: Upstream::new("r", &config, None, Arc::new(|_| {})).expect("no files to read"),

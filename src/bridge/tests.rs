@@ -1,13 +1,19 @@
 //! A peer against servers whose every answer is written here.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::Method;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
+use super::Bridge;
 use super::message::RpcError;
 use super::peer::{Event, Lost, Peer, ServerEra};
-use super::testing::{Came, INITIALIZED, Process, Server, ask, next};
+use super::testing::{Came, INITIALIZED, Process, Server, ask, funds, next, script};
 use crate::edge::Rejection;
+use crate::upstream::Upstream;
 
 fn said(came: &Came) -> Value {
     serde_json::from_str(&came.body).expect("a message")
@@ -566,4 +572,20 @@ async fn what_waits_for_a_server_that_asks_and_never_reads_is_bounded() {
     answer(next(&mut exchange).await).expect("a result");
     let waiting = tokio::runtime::Handle::current().metrics().num_alive_tasks();
     assert!(waiting < 1000, "{waiting} tasks");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_in_line_for_a_process_that_does_not_say_what_it_is() {
+    let config = script("exec sleep 600");
+    let upstream = Upstream::new("r", &config, None, Arc::new(|_| {})).expect("no files to read");
+    let bridge = Bridge::new(&config, upstream);
+    let (initialize, funds, begun) = (Bytes::from_static(b"{}"), funds(), Instant::now());
+    let asking = (0..6).map(|person| {
+        let (bridge, initialize, funds) = (&bridge, &initialize, &funds);
+        async move { bridge.open(&[person; 32], initialize, funds).await.is_err() }
+    });
+    let failed = futures_util::future::join_all(asking).await;
+    assert_eq!(failed, [true; 6]);
+    // Ten seconds for one question and thirty for the other: once, and once more for all others together.
+    assert!(begun.elapsed() < Duration::from_secs(100), "{:?}", begun.elapsed());
 }
