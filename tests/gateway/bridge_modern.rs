@@ -363,9 +363,9 @@ async fn lists_show_what_the_caller_may_use_and_no_more() {
     assert_eq!((unknown.status, unknown.code()), (StatusCode::NOT_FOUND, Some(-32_601)));
 }
 
-#[tokio::test]
-async fn a_budgeted_list_is_gathered_from_all_pages() {
-    let upstream = Upstream::undiscovered(|seen| async move {
+/// A legacy server of 123 tools, in three pages.
+async fn paged() -> Upstream {
+    Upstream::undiscovered(|seen| async move {
         let message = seen.json();
         match seen.headers.contains_key("mcp-session-id") || message["method"] == "initialize" {
             true if message.get("id").is_none() => status(StatusCode::ACCEPTED),
@@ -379,7 +379,39 @@ async fn a_budgeted_list_is_gathered_from_all_pages() {
             false => status(StatusCode::BAD_REQUEST),
         }
     })
-    .await;
+    .await
+}
+
+#[tokio::test]
+async fn r52_filtering_loses_no_page_of_a_legacy_server() {
+    let upstream = paged().await;
+    let rules = "    tools: {rules: [{allow: [\"tool_*\"]}, {deny: [\"tool_*7\"]}]}\n";
+    let gate = Gate::with_route(&upstream, rules).await;
+    let token = gate.reader();
+    let (mut all, mut params) = (Vec::new(), json!({}));
+    loop {
+        let page = ask(&token, "tools/list", params).send(&gate).await.json();
+        let tools = page["result"]["tools"].as_array().expect("tools");
+        all.extend(
+            tools
+                .iter()
+                .map(|tool| tool["name"].as_str().expect("a name").to_owned()),
+        );
+        match page["result"]["nextCursor"].as_str() {
+            Some(cursor) => params = json!({"cursor": cursor}),
+            None => break,
+        }
+    }
+    let wanted: Vec<String> = (0..120)
+        .filter(|number| number % 10 != 7)
+        .map(|number| format!("tool_{number}"))
+        .collect();
+    assert_eq!(all, wanted);
+}
+
+#[tokio::test]
+async fn a_budgeted_list_is_gathered_from_all_pages() {
+    let upstream = paged().await;
     let gate = Gate::with_route(&upstream, "    tools: {max: 5}\n").await;
     let token = gate.reader();
     let answer = ask(&token, "tools/list", json!({})).send(&gate).await;
