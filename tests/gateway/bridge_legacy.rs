@@ -1172,3 +1172,31 @@ async fn r44_bridged_calls_are_audited_once_with_server_and_outcome() {
         }
     }
 }
+
+#[tokio::test]
+async fn bridged_streams_end_when_a_reload_leads_their_route_elsewhere() {
+    let upstream = modern(|seen| async move { json_reply(&complete(&seen.json(), text("done"))) }).await;
+    let yaml = |keys: &str, route: &str| {
+        format!(
+            "routes:\n  notes:\n    path: /notes/mcp\n    upstream: {{urls: [\"{}\"]{keys}}}\n{route}",
+            upstream.url()
+        )
+    };
+    let gate = Gate::with_yaml(&yaml("", "")).await;
+    let (mut client, _) = Client::streamable(&gate).await;
+    let mut standing = client.stand().await;
+    let (mut streamed, _) = Client::sse(&gate).await;
+    // Another rule is no other server: everything goes on.
+    gate.reload(&yaml("", "    tools: {rules: [{allow: [x]}]}\n"))
+        .expect("it can be used");
+    for client in [&mut client, &mut streamed] {
+        let answer = client.tool("x", json!({})).await;
+        assert_eq!(answer["result"]["content"][0]["text"], "done", "{answer}");
+    }
+    gate.reload(&yaml(", idle_timeout: 1m", "")).expect("it can be used");
+    assert!(standing.event().await.is_none());
+    let Way::Sse { mut events, .. } = streamed.way else {
+        unreachable!("it is")
+    };
+    assert!(events.event().await.is_none());
+}

@@ -2,8 +2,9 @@
 //!
 //! 1. What waits in the session goes out as it comes, save what its reader may no longer see; a comment after 15 s of
 //!    silence.
-//! 2. It ends with its session, when a newer one is opened, and like every standing stream: with the caller's token or
-//!    right, or with the gateway, when no call is under way on it any more.
+//! 2. It ends with its session, when a newer one is opened, when a reload leads its route to another server, and like
+//!    every standing stream: with the caller's token or right, or with the gateway, when no call is under way on it any
+//!    more.
 //! 3. An HTTP+SSE stream's end is its session's.
 
 use std::sync::Arc;
@@ -40,6 +41,8 @@ struct Flow {
     stream: Option<Stream>,
     first: Option<Bytes>,
     keepalive: Instant,
+    /// The route no longer leads to the session's server: nothing new comes to it.
+    astray: bool,
     _guard: GaugeGuard,
 }
 
@@ -62,6 +65,7 @@ pub fn response(
         stream,
         first,
         keepalive: Instant::now() + KEEPALIVE,
+        astray: false,
     };
     let frames = futures_util::stream::unfold(flow, |mut flow| async move {
         let event = flow.next().await?;
@@ -83,7 +87,7 @@ impl Flow {
         }
         loop {
             let busy = self.is_busy();
-            if !busy && self.session.is_over() {
+            if !busy && (self.astray || self.session.is_over()) {
                 return None;
             }
             if !self.session.is_newest(self.number) {
@@ -118,6 +122,8 @@ impl Flow {
 
     async fn reconsider(&mut self) -> Option<()> {
         let claim = Box::pin(self.standing.rights.check(&self.standing.claim)).await.ok()?;
+        let sessions = claim.route.bridge.sessions();
+        self.astray = sessions.find(&self.session.key, &self.session.person).is_none();
         self.inspector.route = claim.route.clone();
         self.inspector.principal = claim.principal.clone();
         self.standing.claim = claim;
