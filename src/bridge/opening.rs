@@ -232,7 +232,11 @@ pub async fn initialize(peer: &Arc<Peer>, params: &Bytes, funds: &Funds) -> Resu
     };
     let facts = initialized(&result).ok_or_else(unknown)?;
     peer.introduce(facts);
-    peer.notify("notifications/initialized", b"{}", funds).await?;
+    let noting = peer.notify("notifications/initialized", b"{}", funds);
+    match tokio::time::timeout(INTRODUCTION, noting).await {
+        Ok(noted) => noted?,
+        Err(_) => return Err(late(peer)),
+    }
     Ok(result)
 }
 
@@ -254,13 +258,15 @@ async fn ask(peer: &Arc<Peer>, method: &str, params: Bytes, funds: &Funds) -> Re
             }
         }
     });
-    answered.await.unwrap_or_else(|_| {
-        Err(UpstreamError::Timeout {
-            endpoint: peer.name(),
-            after: INTRODUCTION,
-        }
-        .into())
-    })
+    answered.await.unwrap_or_else(|_| Err(late(peer)))
+}
+
+fn late(peer: &Peer) -> Lost {
+    UpstreamError::Timeout {
+        endpoint: peer.name(),
+        after: INTRODUCTION,
+    }
+    .into()
 }
 
 #[derive(Deserialize)]

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -34,10 +34,14 @@ use crate::upstream::UpstreamError;
 
 /// What may wait for one call to be taken up.
 const QUEUED: usize = 256;
+/// Bytes of notifications that may wait on one connection: two of the longest.
+const ROOM: u32 = 32 * 1024 * 1024;
 /// Calls that one connection may carry at once.
 const MAX_CALLS: usize = 1024;
 /// Answers of the gateway's own that may be on their way at once.
 const MAX_REPLIES: usize = 256;
+/// How long a server may take to take the answer to its question.
+const ANSWERING: Duration = Duration::from_secs(30);
 /// How long a server may take to hear of a cancellation, an answer or the end.
 const PARTING: Duration = Duration::from_secs(5);
 /// How long a standing stream's head is waited for.
@@ -105,6 +109,19 @@ pub struct Told {
     pub method: Box<str>,
     /// Raw JSON object.
     pub params: Bytes,
+    /// Its bytes' place among what waits, as long as it does.
+    _room: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+impl Told {
+    /// A notification that waits nowhere yet.
+    pub fn new(method: Box<str>, params: Bytes) -> Self {
+        Self {
+            method,
+            params,
+            _room: None,
+        }
+    }
 }
 
 /// Why a call has no answer.
@@ -147,6 +164,8 @@ pub struct Peer {
     facts: OnceLock<Facts>,
     state: Mutex<State>,
     ids: AtomicU64,
+    /// Of the bytes that may wait.
+    room: Arc<Semaphore>,
     told: broadcast::Sender<Told>,
     wishes: Wishes,
     /// The latest, for what is sent on nobody's behalf: answers, cancellations, the end.
@@ -198,6 +217,8 @@ pub struct Asked {
     id: Id,
     peer: Weak<Peer>,
     answered: bool,
+    /// Its bytes' place among what waits.
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Peer {
@@ -215,6 +236,7 @@ impl Peer {
             }),
             // From 1: some servers take 0 for no id.
             ids: AtomicU64::new(1),
+            room: Arc::new(Semaphore::new(ROOM as usize)),
             told: broadcast::channel(QUEUED).0,
             wishes: Wishes::default(),
             funds: Mutex::new(funds),
@@ -458,7 +480,7 @@ impl Peer {
                         self.settle(id, Ok(outcome));
                     }
                 }
-                Incoming::Notification { method, params } => self.notified(Told { method, params }, origin).await,
+                Incoming::Notification { method, params } => self.notified(Told::new(method, params), origin).await,
                 Incoming::Request { id, method, params } => self.asked(id, method, params, origin),
             }
         }
@@ -473,7 +495,9 @@ impl Peer {
             origin
         };
         let Some(call) = call else {
-            let _ = self.told.send(told);
+            if self.make_room(&mut told) {
+                let _ = self.told.send(told);
+            }
             return;
         };
         let events = {
@@ -488,22 +512,33 @@ impl Peer {
             }
             in_flight.events.clone()
         };
-        let event = Event::Notification(told);
         if origin == Some(call) {
             // The call's own stream: who reads slowly slows down nobody else.
-            let _ = events.send(event).await;
-        } else {
-            let _ = events.try_send(event);
+            let room = self.room.clone().acquire_many_owned(bytes_of(&told.params)).await;
+            told._room = room.ok().map(Arc::new);
+            let _ = events.send(Event::Notification(told)).await;
+        } else if self.make_room(&mut told) {
+            let _ = events.try_send(Event::Notification(told));
         }
     }
 
+    /// Whether there is room for it to wait.
+    fn make_room(&self, told: &mut Told) -> bool {
+        let room = self.room.clone().try_acquire_many_owned(bytes_of(&told.params));
+        told._room = room.ok().map(Arc::new);
+        told._room.is_some()
+    }
+
     fn asked(self: &Arc<Self>, id: Id, method: Box<str>, params: Bytes, origin: Option<u64>) {
+        let room = self.room.clone().try_acquire_many_owned(bytes_of(&params)).ok();
+        let full = room.is_none();
         let asked = Asked {
             method,
             params,
             id,
             peer: Arc::downgrade(self),
             answered: false,
+            _room: room,
         };
         if &*asked.method == "ping" {
             asked.reply_later(Ok(Bytes::from_static(b"{}")));
@@ -515,6 +550,10 @@ impl Peer {
                 codes::METHOD_NOT_FOUND,
                 "this revision has no requests by servers",
             )));
+            return;
+        }
+        if full {
+            asked.reply_later(Err(RpcError::new(codes::INTERNAL_ERROR, "too much waits to be asked")));
             return;
         }
         let state = self.state();
@@ -598,6 +637,11 @@ impl Drop for Peer {
     }
 }
 
+/// What it counts for among what may wait.
+fn bytes_of(params: &Bytes) -> u32 {
+    u32::try_from(params.len()).unwrap_or(ROOM).min(ROOM)
+}
+
 /// Reads what comes over a link for as long as there is somebody to hear it.
 async fn read(peer: Weak<Peer>, mut source: Source) {
     loop {
@@ -606,6 +650,14 @@ async fn read(peer: Weak<Peer>, mut source: Source) {
         let error = match next {
             Ok(Some(bytes)) => match peer.hear(&bytes, None).await {
                 Ok(()) => continue,
+                // A line that somebody printed is no reason to end everybody's calls; what is no JSON at all is counted where it is read.
+                Err(_) if matches!(source, Source::Lines(_)) => {
+                    tracing::debug!(
+                        endpoint = &*peer.name(),
+                        "a line of the server's process is not JSON-RPC"
+                    );
+                    continue;
+                }
                 Err(rejection) => {
                     tracing::warn!(endpoint = &*peer.name(), error = %rejection, "the upstream's connection is closed");
                     UpstreamError::Protocol { endpoint: peer.name() }
@@ -717,7 +769,16 @@ impl Asked {
         };
         let body = message::answer(&self.id, &outcome);
         let funds = peer.latest_funds();
-        peer.link.post(body, &funds, "", &HeaderMap::new()).await.map(|_| ())
+        let headers = HeaderMap::new();
+        let posting = peer.link.post(body, &funds, "", &headers);
+        match tokio::time::timeout(ANSWERING, posting).await {
+            Ok(posted) => posted.map(|_| ()),
+            Err(_) => Err(UpstreamError::Timeout {
+                endpoint: peer.name(),
+                after: ANSWERING,
+            }
+            .into()),
+        }
     }
 
     pub(super) fn reply_later(mut self, outcome: Answered) {
@@ -735,6 +796,7 @@ impl Asked {
             id: self.id.clone(),
             peer: self.peer.clone(),
             answered: true,
+            _room: None,
         };
         runtime.spawn(async move {
             let _ = tokio::time::timeout(PARTING, asked.answer(outcome)).await;
@@ -752,6 +814,7 @@ impl Drop for Asked {
                 id: self.id.clone(),
                 peer: self.peer.clone(),
                 answered: true,
+                _room: None,
             };
             asked.reply_later(Err(RpcError::new(codes::INTERNAL_ERROR, "the client went away")));
         }

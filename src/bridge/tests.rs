@@ -511,6 +511,48 @@ async fn a_process_that_takes_no_introduction_is_an_error() {
 }
 
 #[tokio::test]
+async fn a_line_that_is_no_message_ends_nothing() {
+    let script = format!(
+        r#"{ANSWER}
+        while read -r line; do case $line in
+            *server/discover*) answer '"result":{{"supportedVersions":["2026-07-28"],"capabilities":{{}}}}' ;;
+            *) printf '{{"level":"info","message":"a log"}}\n'; answer '"result":{{}}' ;;
+        esac; done"#
+    );
+    let process = Process::new(&script);
+    let peer = process.open().await.expect("a connection").peer;
+    let mut exchange = peer.request(ask("tools/call", "{}"));
+    answer(next(&mut exchange).await).expect("a result");
+}
+
+#[tokio::test]
+async fn what_waits_is_bounded_in_bytes() {
+    let mut server = Server::start().await;
+    let (stream, peer) = over_sse(&mut server).await;
+    let mut exchange = peer.request(ask("tools/call", r#"{"_meta":{"progressToken":1}}"#));
+    let came = server.came().await;
+    let id = came.id();
+    came.status(202);
+    // Five of 10 MiB, of which three fit.
+    let long = "x".repeat(10 * 1024 * 1024);
+    for _ in 0..5 {
+        stream.message(&format!(
+            r#"{{"jsonrpc":"2.0","method":"notifications/progress","params":{{"progressToken":{id},"message":"{long}"}}}}"#
+        ));
+    }
+    stream.message(&format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#));
+    // Nothing is taken before the answer is there.
+    while peer.idle_since().is_none() {
+        tokio::task::yield_now().await;
+    }
+    let mut told = 0;
+    while let Ok(Event::Notification(_)) = next(&mut exchange).await {
+        told += 1;
+    }
+    assert_eq!(told, 3);
+}
+
+#[tokio::test]
 async fn calls_on_a_process_that_dies_learn_of_it() {
     let script = format!(
         r#"{ANSWER}

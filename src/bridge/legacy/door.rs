@@ -372,7 +372,11 @@ async fn hear(session: &Arc<Session>, message: &Message, funds: &crate::bridge::
             if let Some(params) = params
                 && let Err(lost) = back.peer.notify(method, &params, funds).await
             {
-                tracing::debug!(endpoint = &*back.peer.name(), error = %lost, "a notification was not taken");
+                tracing::debug!(
+                    endpoint = &*back.peer.name(),
+                    error = lost.to_string(),
+                    "a notification was not taken"
+                );
             }
         }
     }

@@ -122,7 +122,11 @@ async fn subscribe(session: &Arc<Session>, back: &Back, modern: &Modern) {
                     pause = PAUSE;
                 }
                 Err(lost) => {
-                    tracing::debug!(endpoint = &*back.peer.name(), error = %lost, "the server did not take a subscription");
+                    tracing::debug!(
+                        endpoint = &*back.peer.name(),
+                        error = lost.to_string(),
+                        "the server did not take a subscription"
+                    );
                     if matches!(lost, Lost::Refused { .. }) {
                         // It won't take this one another time either.
                         current = None;
@@ -241,10 +245,7 @@ fn drain(session: &Arc<Session>, mut exchange: Exchange) {
 
 fn pass(session: &Arc<Session>, told: Told) {
     if let Some(params) = map::notification_to_legacy(&told.method, &told.params) {
-        session.tell(&Told {
-            method: told.method,
-            params,
-        });
+        session.tell(&Told::new(told.method, params));
     }
 }
 

@@ -35,7 +35,10 @@ impl Asker {
             Self::Server(asked) => {
                 tokio::spawn(async move {
                     if let Err(lost) = asked.answer(answered).await {
-                        tracing::debug!(error = %lost, "a server did not take the answer to its question");
+                        tracing::debug!(
+                            error = lost.to_string(),
+                            "a server did not take the answer to its question"
+                        );
                     }
                 });
             }

@@ -397,10 +397,7 @@ mod tests {
     }
 
     fn told(method: &str, number: usize) -> Told {
-        Told {
-            method: method.into(),
-            params: format!("{{\"n\":{number}}}").into(),
-        }
+        Told::new(method.into(), format!("{{\"n\":{number}}}").into())
     }
 
     #[tokio::test]

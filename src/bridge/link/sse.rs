@@ -45,7 +45,12 @@ impl SseLink {
             endpoint: None,
             sticky: None,
         };
-        let sent = upstream.send(&funds.permit, &funds.credential, outbound).await?;
+        let sending = upstream.send(&funds.permit, &funds.credential, outbound);
+        let sent = match tokio::time::timeout(OPENING, sending).await {
+            Ok(sent) => sent?,
+            // Some send no head before the first event; those of this transport begin with one.
+            Err(_) => return Err(Lost::Status(StatusCode::GATEWAY_TIMEOUT)),
+        };
         let status = sent.response.status();
         if status == StatusCode::UNAUTHORIZED {
             return Err(Rejection::CredentialRefused.into());

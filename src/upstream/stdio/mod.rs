@@ -130,6 +130,11 @@ impl Processes {
     }
 
     fn with(route: &str, config: config::Stdio, events: UpstreamEvents, patience: Patience) -> Arc<Self> {
+        // A process of the same user could read the gate's environment and memory in `/proc`: what can't be dumped is
+        // root's there.
+        if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
+            tracing::warn!(%error, "the gate's own memory can't be hidden from the servers' processes");
+        }
         let program = config.program.file_name().unwrap_or(config.program.as_os_str());
         let closing = CancellationToken::new();
         Arc::new(Self {

@@ -121,6 +121,13 @@ impl Write for Log {
     }
 }
 
+#[test]
+fn r20_what_the_gate_knows_cannot_be_read_in_proc_by_its_own_user() {
+    let _processes = processes(shell("exit 0"), SHORT);
+    let dumpable = rustix::process::dumpable_behavior().expect("Linux knows");
+    assert_eq!(dumpable, rustix::process::DumpableBehavior::NotDumpable);
+}
+
 #[tokio::test]
 async fn r20_a_childs_environment_holds_only_what_is_named() {
     assert!(std::env::vars_os().count() > 2, "there is something to inherit");
