@@ -13,7 +13,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,12 +23,19 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+mod asked;
+mod exchange;
+mod hearing;
+
+pub use asked::Asked;
+pub use exchange::{Exchange, Listener};
+
 use super::link::{Events, Link, Posted, Source};
-use super::message::{self, Answered, Incoming, RpcError, at, replaced};
+use super::message::{self, Answered, RpcError, at, replaced};
 use super::wishes::Wishes;
 use crate::credential::OutboundCredential;
 use crate::edge::Rejection;
-use crate::mcp::{Id, codes};
+use crate::mcp::Id;
 use crate::policy::Permit;
 use crate::upstream::UpstreamError;
 
@@ -193,34 +200,6 @@ struct InFlight {
     takes_questions: bool,
 }
 
-/// A call on its way; dropped before its answer, it is cancelled.
-pub struct Exchange {
-    peer: Arc<Peer>,
-    id: u64,
-    events: mpsc::Receiver<Event>,
-    answer: oneshot::Receiver<Result<Answered, Lost>>,
-    sending: AbortHandle,
-    done: bool,
-}
-
-/// Hears the notifications that belong to no call.
-pub struct Listener {
-    peer: Arc<Peer>,
-    told: broadcast::Receiver<Told>,
-}
-
-/// A server's question; dropped, it is answered with an error.
-pub struct Asked {
-    pub method: Box<str>,
-    /// Raw JSON object.
-    pub params: Bytes,
-    id: Id,
-    peer: Weak<Peer>,
-    answered: bool,
-    /// Its bytes' place among what waits.
-    _room: Option<OwnedSemaphorePermit>,
-}
-
 impl Peer {
     /// A connection over a link; `source` is what comes over it, where that isn't the replies to what is sent.
     pub fn new(era: ServerEra, link: Link, source: Option<Source>, funds: Funds, idle_timeout: Duration) -> Arc<Self> {
@@ -246,7 +225,7 @@ impl Peer {
             reader: OnceLock::new(),
         });
         if let Some(source) = source {
-            let reading = tokio::spawn(read(Arc::downgrade(&peer), source));
+            let reading = tokio::spawn(hearing::read(Arc::downgrade(&peer), source));
             let _ = peer.reader.set(reading.abort_handle());
         }
         peer
@@ -261,7 +240,7 @@ impl Peer {
     }
 
     /// It was taken for a modern server, and is none: a process is tried as both.
-    pub(super) fn turn_legacy(&self) {
+    pub(in crate::bridge) fn turn_legacy(&self) {
         self.modern.store(false, Ordering::Relaxed);
     }
 
@@ -271,7 +250,7 @@ impl Peer {
     }
 
     /// Notes what the server said of itself; the first time counts.
-    pub(super) fn introduce(&self, facts: Facts) {
+    pub(in crate::bridge) fn introduce(&self, facts: Facts) {
         self.link.speak(&facts.version);
         let _ = self.facts.set(facts);
     }
@@ -342,17 +321,17 @@ impl Peer {
     }
 
     /// Tells all listeners what came in the course of a call and isn't its own.
-    pub(super) fn tell(&self, told: Told) {
+    pub(in crate::bridge) fn tell(&self, told: Told) {
         let _ = self.told.send(told);
     }
 
     /// Whether log messages come without a word of which call they are about.
-    pub(super) fn mixes_logs(&self) -> bool {
+    pub(in crate::bridge) fn mixes_logs(&self) -> bool {
         matches!(self.link, Link::Sse(_) | Link::Stdio(_))
     }
 
     /// What this connection's callers have had the server send.
-    pub(super) fn wishes(&self) -> &Wishes {
+    pub(in crate::bridge) fn wishes(&self) -> &Wishes {
         &self.wishes
     }
 
@@ -405,12 +384,12 @@ impl Peer {
     }
 
     /// The version that the link's headers name.
-    pub(super) fn speak(&self, version: &str) {
+    pub(in crate::bridge) fn speak(&self, version: &str) {
         self.link.speak(version);
     }
 
     /// The standing stream of a server that has one.
-    pub(super) async fn open_standing(&self, last: Option<&HeaderValue>) -> Result<Option<Events>, Lost> {
+    pub(in crate::bridge) async fn open_standing(&self, last: Option<&HeaderValue>) -> Result<Option<Events>, Lost> {
         match &self.link {
             Link::Http(link) => link.open_standing(&self.latest_funds(), last).await,
             Link::Sse(_) | Link::Stdio(_) => Ok(None),
@@ -418,7 +397,7 @@ impl Peer {
     }
 
     /// What was sent last is what may be sent on nobody's behalf.
-    pub(super) fn latest_funds(&self) -> Funds {
+    pub(in crate::bridge) fn latest_funds(&self) -> Funds {
         self.funds
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -440,150 +419,6 @@ impl Peer {
         }
         state.calls.insert(id, call);
         false
-    }
-
-    /// Reads the reply to one request: its answer, and what comes before it.
-    async fn reply(self: &Arc<Self>, id: u64, mut source: Source, funds: &Funds) {
-        loop {
-            match source.next().await {
-                Ok(Some(bytes)) => {
-                    if let Err(rejection) = self.hear(&bytes, Some(id)).await {
-                        return self.lose(id, rejection.into());
-                    }
-                }
-                Ok(None) if source.is_http_sse() => {
-                    return self.lose(id, Lost::Status(StatusCode::METHOD_NOT_ALLOWED));
-                }
-                Ok(None) | Err(_) if !self.waits(id) => return,
-                // A server may end a stream before its answer, and go on with it later (MCP 2025-11-25, "Resumability").
-                Ok(None) | Err(_) => match self.link.resume(&mut source, funds).await {
-                    Ok(()) => {}
-                    Err(lost) => return self.lose(id, lost),
-                },
-            }
-            if !self.waits(id) {
-                return;
-            }
-        }
-    }
-
-    /// Takes what came over the link; `origin` is the call whose reply it came in.
-    pub(super) async fn hear(self: &Arc<Self>, bytes: &Bytes, origin: Option<u64>) -> Result<(), Rejection> {
-        let incoming =
-            Incoming::read(bytes).map_err(|_| Rejection::UpstreamNonsense("a message of it is not JSON-RPC"))?;
-        for message in incoming {
-            match message {
-                Incoming::Answer { id, outcome } => {
-                    let own = id.as_ref().and_then(|id| std::str::from_utf8(&id.0).ok()?.parse().ok());
-                    // An error may come without the id that its request had.
-                    if let Some(id) = own.or_else(|| origin.filter(|_| id.is_none())) {
-                        self.settle(id, Ok(outcome));
-                    }
-                }
-                Incoming::Notification { method, params } => self.notified(Told::new(method, params), origin).await,
-                Incoming::Request { id, method, params } => self.asked(id, method, params, origin),
-            }
-        }
-        Ok(())
-    }
-
-    async fn notified(&self, mut told: Told, origin: Option<u64>) {
-        let call = if &*told.method == "notifications/progress" {
-            let token = at(&told.params, &["progressToken"]);
-            token.and_then(|token| std::str::from_utf8(&token).ok()?.parse().ok())
-        } else {
-            origin
-        };
-        let Some(call) = call else {
-            if self.make_room(&mut told) {
-                let _ = self.told.send(told);
-            }
-            return;
-        };
-        let events = {
-            let state = self.state();
-            let Some(in_flight) = state.calls.get(&call) else {
-                return;
-            };
-            if &*told.method == "notifications/progress" {
-                // Nobody asked for it.
-                let Some(token) = &in_flight.token else { return };
-                told.params = replaced(&told.params, &["progressToken"], token);
-            }
-            in_flight.events.clone()
-        };
-        if origin == Some(call) {
-            // The call's own stream: who reads slowly slows down nobody else.
-            let room = self.room.clone().acquire_many_owned(bytes_of(&told.params)).await;
-            told._room = room.ok().map(Arc::new);
-            let _ = events.send(Event::Notification(told)).await;
-        } else if self.make_room(&mut told) {
-            let _ = events.try_send(Event::Notification(told));
-        }
-    }
-
-    /// Whether there is room for it to wait.
-    fn make_room(&self, told: &mut Told) -> bool {
-        let room = self.room.clone().try_acquire_many_owned(bytes_of(&told.params));
-        told._room = room.ok().map(Arc::new);
-        told._room.is_some()
-    }
-
-    fn asked(self: &Arc<Self>, id: Id, method: Box<str>, params: Bytes, origin: Option<u64>) {
-        let room = self.room.clone().try_acquire_many_owned(bytes_of(&params)).ok();
-        let full = room.is_none();
-        let asked = Asked {
-            method,
-            params,
-            id,
-            peer: Arc::downgrade(self),
-            answered: false,
-            _room: room,
-        };
-        if &*asked.method == "ping" {
-            asked.reply_later(Ok(Bytes::from_static(b"{}")));
-            return;
-        }
-        if self.era() == ServerEra::Modern {
-            // MCP 2026-07-28, "stdio": the server writes no requests.
-            asked.reply_later(Err(RpcError::new(
-                codes::METHOD_NOT_FOUND,
-                "this revision has no requests by servers",
-            )));
-            return;
-        }
-        if full {
-            asked.reply_later(Err(RpcError::new(codes::INTERNAL_ERROR, "too much waits to be asked")));
-            return;
-        }
-        let state = self.state();
-        let call = origin
-            .and_then(|id| state.calls.get(&id))
-            .or_else(|| {
-                let open = state.calls.iter().filter(|(_, call)| call.takes_questions);
-                open.max_by_key(|(id, _)| **id).map(|(_, call)| call)
-            })
-            .filter(|call| call.takes_questions);
-        let refused = match (call, &state.questions) {
-            (Some(call), _) => match call.events.try_send(Event::Request(asked)) {
-                Err(
-                    mpsc::error::TrySendError::Full(Event::Request(asked))
-                    | mpsc::error::TrySendError::Closed(Event::Request(asked)),
-                ) => Some(asked),
-                _ => None,
-            },
-            (None, Some(questions)) => questions.try_send(asked).err().map(|error| match error {
-                mpsc::error::TrySendError::Full(asked) | mpsc::error::TrySendError::Closed(asked) => asked,
-            }),
-            (None, None) => Some(asked),
-        };
-        drop(state);
-        if let Some(asked) = refused {
-            asked.reply_later(Err(RpcError::new(
-                codes::METHOD_NOT_FOUND,
-                "no client is there to be asked; ask within a call of one that can be",
-            )));
-        }
     }
 
     fn waits(&self, id: u64) -> bool {
@@ -610,7 +445,7 @@ impl Peer {
     }
 
     /// The server has forgotten the session, and said so to no call.
-    pub(super) fn forgotten(&self) {
+    pub(in crate::bridge) fn forgotten(&self) {
         self.ended.cancel();
     }
 
@@ -634,197 +469,5 @@ impl Drop for Peer {
         if let Some(reader) = self.reader.get() {
             reader.abort();
         }
-    }
-}
-
-/// What it counts for among what may wait.
-fn bytes_of(params: &Bytes) -> u32 {
-    u32::try_from(params.len()).unwrap_or(ROOM).min(ROOM)
-}
-
-/// Reads what comes over a link for as long as there is somebody to hear it.
-async fn read(peer: Weak<Peer>, mut source: Source) {
-    loop {
-        let next = source.next().await;
-        let Some(peer) = peer.upgrade() else { return };
-        let error = match next {
-            Ok(Some(bytes)) => match peer.hear(&bytes, None).await {
-                Ok(()) => continue,
-                // A line that somebody printed is no reason to end everybody's calls; what is no JSON at all is counted where it is read.
-                Err(_) if matches!(source, Source::Lines(_)) => {
-                    tracing::debug!(
-                        endpoint = &*peer.name(),
-                        "a line of the server's process is not JSON-RPC"
-                    );
-                    continue;
-                }
-                Err(rejection) => {
-                    tracing::warn!(endpoint = &*peer.name(), error = %rejection, "the upstream's connection is closed");
-                    UpstreamError::Protocol { endpoint: peer.name() }
-                }
-            },
-            Ok(None) => UpstreamError::Protocol { endpoint: peer.name() },
-            Err(error) => error,
-        };
-        peer.end(&error);
-        return;
-    }
-}
-
-impl Exchange {
-    /// The id that the server knows it by.
-    pub(super) fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// The connection it goes over.
-    pub fn peer(&self) -> &Arc<Peer> {
-        &self.peer
-    }
-
-    /// What happens next; nothing does after the answer.
-    ///
-    /// # Errors
-    /// When there will be no answer.
-    pub async fn next(&mut self) -> Result<Event, Lost> {
-        let silence = tokio::time::sleep(self.peer.idle_timeout);
-        tokio::select! {
-            biased;
-            // What came before the answer is in the queue before the answer is there.
-            Some(event) = self.events.recv() => Ok(event),
-            answer = &mut self.answer, if !self.done => {
-                self.done = true;
-                match answer {
-                    Ok(answer) => answer.map(Event::Answer),
-                    Err(_) => Err(UpstreamError::Protocol { endpoint: self.peer.name() }.into()),
-                }
-            }
-            () = silence => {
-                let after = self.peer.idle_timeout;
-                Err(UpstreamError::Timeout { endpoint: self.peer.name(), after }.into())
-            }
-        }
-    }
-}
-
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        let waited = self.peer.state().calls.remove(&self.id).is_some();
-        self.sending.abort();
-        if !waited || !self.peer.link.is_told_of_cancellation() {
-            return;
-        }
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        let (peer, id) = (self.peer.clone(), self.id);
-        runtime.spawn(async move {
-            let params = format!("{{\"requestId\":{id},\"reason\":\"the client went away\"}}");
-            let funds = peer.latest_funds();
-            let telling = peer.notify("notifications/cancelled", params.as_bytes(), &funds);
-            let _ = tokio::time::timeout(PARTING, telling).await;
-        });
-    }
-}
-
-impl Listener {
-    /// The next notification; `None` when the connection has ended. Notifications that were not taken in time are left out.
-    pub async fn next(&mut self) -> Option<Told> {
-        loop {
-            tokio::select! {
-                biased;
-                told = self.told.recv() => match told {
-                    Ok(told) => return Some(told),
-                    Err(broadcast::error::RecvError::Lagged(_)) => {}
-                    Err(broadcast::error::RecvError::Closed) => return None,
-                },
-                () = self.peer.ended.cancelled() => return None,
-            }
-        }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let mut state = self.peer.state();
-        state.listeners -= 1;
-        state.used = Instant::now();
-    }
-}
-
-impl Asked {
-    /// The server's own id of it.
-    pub fn id(&self) -> &Id {
-        &self.id
-    }
-
-    /// Answers.
-    ///
-    /// # Errors
-    /// When the server can't be told.
-    pub async fn answer(mut self, outcome: Answered) -> Result<(), Lost> {
-        self.answered = true;
-        let Some(peer) = self.peer.upgrade() else {
-            return Err(Lost::Session);
-        };
-        let body = message::answer(&self.id, &outcome);
-        let funds = peer.latest_funds();
-        let headers = HeaderMap::new();
-        let posting = peer.link.post(body, &funds, "", &headers);
-        match tokio::time::timeout(ANSWERING, posting).await {
-            Ok(posted) => posted.map(|_| ()),
-            Err(_) => Err(UpstreamError::Timeout {
-                endpoint: peer.name(),
-                after: ANSWERING,
-            }
-            .into()),
-        }
-    }
-
-    pub(super) fn reply_later(mut self, outcome: Answered) {
-        self.answered = true;
-        let place = self.peer.upgrade().and_then(|peer| {
-            // Nothing else would bound what waits for a server that asks and doesn't read.
-            peer.replies.clone().try_acquire_owned().ok()
-        });
-        let (Ok(runtime), Some(place)) = (tokio::runtime::Handle::try_current(), place) else {
-            return;
-        };
-        let asked = Self {
-            method: std::mem::take(&mut self.method),
-            params: self.params.clone(),
-            id: self.id.clone(),
-            peer: self.peer.clone(),
-            answered: true,
-            _room: None,
-        };
-        runtime.spawn(async move {
-            let _ = tokio::time::timeout(PARTING, asked.answer(outcome)).await;
-            drop(place);
-        });
-    }
-}
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        if !self.answered {
-            let asked = Self {
-                method: std::mem::take(&mut self.method),
-                params: Bytes::new(),
-                id: self.id.clone(),
-                peer: self.peer.clone(),
-                answered: true,
-                _room: None,
-            };
-            asked.reply_later(Err(RpcError::new(codes::INTERNAL_ERROR, "the client went away")));
-        }
-    }
-}
-
-impl std::fmt::Debug for Asked {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Asked")
-            .field("method", &self.method)
-            .finish_non_exhaustive()
     }
 }
