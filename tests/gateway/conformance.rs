@@ -269,7 +269,7 @@ async fn the_suite_passes_through_the_gate_what_it_passes_without() {
         .collect()
         .await;
     let table: Vec<&str> = results.iter().map(|(line, _)| line.as_str()).collect();
-    println!("{}", table.join("\n"));
+    crate::show("conformance", &table.join("\n"));
     let wrong: Vec<String> = results.into_iter().flat_map(|(_, wrong)| wrong).collect();
     assert!(wrong.is_empty(), "the gate made a difference:\n{}", wrong.join("\n"));
 }

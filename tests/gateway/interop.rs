@@ -452,7 +452,7 @@ async fn every_pair_does_through_the_gate_what_it_does_without() {
         .collect()
         .await;
     let table: Vec<&str> = results.iter().map(|(line, _)| line.as_str()).collect();
-    println!("{}", table.join("\n"));
+    crate::show("pairs", &table.join("\n"));
     let different: Vec<&str> = results
         .iter()
         .filter(|(_, equal)| !equal)

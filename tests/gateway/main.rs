@@ -26,3 +26,10 @@ mod shot;
 mod standing;
 mod upstream;
 mod wire;
+
+/// Shows a table: cargo hides what a passing test prints, so that `tests/run` prints this file.
+fn show(name: &str, table: &str) {
+    println!("{table}");
+    let file = format!("{}/{name}.txt", env!("CARGO_TARGET_TMPDIR"));
+    std::fs::write(file, format!("{table}\n")).expect("cargo made the directory");
+}

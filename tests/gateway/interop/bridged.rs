@@ -288,7 +288,7 @@ async fn every_client_has_of_every_server_what_its_native_client_has() {
         .collect()
         .await;
     let table: Vec<&str> = results.iter().map(|(line, _)| line.as_str()).collect();
-    println!("{}", table.join("\n"));
+    crate::show("bridged", &table.join("\n"));
     let different = results.iter().filter(|(_, same)| !same);
     let different: Vec<&str> = different.map(|(line, _)| line.as_str()).collect();
     assert!(different.is_empty(), "bridged, these differ:\n{}", different.join("\n"));
