@@ -55,6 +55,8 @@ const IDLE: Duration = Duration::from_secs(10 * 60);
 /// What one route keeps of its server, and of callers that don't speak as it does.
 pub struct Bridge {
     upstream: Arc<Upstream>,
+    /// The server's name, for people.
+    name: Arc<str>,
     idle_timeout: Duration,
     /// How long a connection that nobody needs is kept.
     kept_for: Duration,
@@ -76,6 +78,7 @@ impl Bridge {
     /// A bridge to a server that nothing is known of yet but its configuration.
     pub fn new(config: &config::Upstream, upstream: Arc<Upstream>) -> Self {
         Self {
+            name: name(&upstream),
             upstream,
             idle_timeout: config.idle_timeout,
             kept_for: config.stdio.as_ref().map_or(IDLE, |stdio| stdio.idle_timeout),
@@ -93,6 +96,7 @@ impl Bridge {
     /// The same bridge after a reload: sessions go on.
     pub fn carried_on(&self, upstream: Arc<Upstream>) -> Self {
         Self {
+            name: name(&upstream),
             upstream,
             idle_timeout: self.idle_timeout,
             kept_for: self.kept_for,
@@ -171,9 +175,8 @@ impl Bridge {
             true => (&everybody, &opening::as_nobody()),
             false => (key, initialize),
         };
-        let name = self.name();
         let open = async || Ok(self.open(&key.person, initialize, funds).await?.peer);
-        self.kept.peers.get(key, &name, open).await
+        self.kept.peers.get(key, &self.name, open).await
     }
 
     /// A connection of a legacy client's own, or of a person's: to the server, or to a process of theirs.
@@ -221,14 +224,6 @@ impl Bridge {
         self.upstream.processes().is_some()
     }
 
-    /// The server's name, for people.
-    fn name(&self) -> Arc<str> {
-        self.upstream
-            .endpoints()
-            .first()
-            .map_or_else(|| "".into(), |first| first.url.as_str().into())
-    }
-
     /// Ends what nobody needs, for as long as it is polled.
     pub async fn tend_forever(&self) {
         let mut ticks = tokio::time::interval(TENDING);
@@ -246,4 +241,11 @@ impl Bridge {
         self.kept.parked.clear();
         tokio::join!(self.kept.peers.close(), self.kept.sessions.close());
     }
+}
+
+fn name(upstream: &Upstream) -> Arc<str> {
+    let endpoints = upstream.endpoints();
+    endpoints
+        .first()
+        .map_or_else(|| "".into(), |first| first.url.as_str().into())
 }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::era::{self, Nature, Verdict};
 use super::link::{HttpLink, Link, SseLink, StdioLink};
 use super::message::{slice, text};
-use super::peer::{Ask, Event, Facts, Funds, Lost, Peer, ServerEra};
+use super::peer::{Facts, Funds, Lost, Peer, ServerEra};
 use crate::edge::Rejection;
 use crate::upstream::stdio::{Owner, Processes};
 use crate::upstream::{Upstream, UpstreamError};
@@ -235,38 +235,17 @@ pub async fn initialize(peer: &Arc<Peer>, params: &Bytes, funds: &Funds) -> Resu
     let noting = peer.notify("notifications/initialized", b"{}", funds);
     match tokio::time::timeout(INTRODUCTION, noting).await {
         Ok(noted) => noted?,
-        Err(_) => return Err(late(peer)),
+        Err(_) => return Err(peer.late(INTRODUCTION)),
     }
     Ok(result)
 }
 
 async fn ask(peer: &Arc<Peer>, method: &str, params: Bytes, funds: &Funds) -> Result<Bytes, Lost> {
-    let mut exchange = peer.request(Ask {
-        method: method.into(),
-        params,
-        funds: funds.clone(),
-        headers: HeaderMap::new(),
-        takes_questions: false,
-    });
-    let answered = tokio::time::timeout(INTRODUCTION, async {
-        loop {
-            if let Event::Answer(outcome) = exchange.next().await? {
-                return outcome.map_err(|error| Lost::Refused {
-                    status: StatusCode::OK,
-                    error,
-                });
-            }
-        }
-    });
-    answered.await.unwrap_or_else(|_| Err(late(peer)))
-}
-
-fn late(peer: &Peer) -> Lost {
-    UpstreamError::Timeout {
-        endpoint: peer.name(),
-        after: INTRODUCTION,
-    }
-    .into()
+    let answered = peer.ask(method, params, funds, INTRODUCTION).await?;
+    answered.map_err(|error| Lost::Refused {
+        status: StatusCode::OK,
+        error,
+    })
 }
 
 #[derive(Deserialize)]

@@ -250,8 +250,7 @@ async fn answer(request: Request<Incoming>, sender: mpsc::UnboundedSender<Came>)
     Ok(replied.await.unwrap_or_else(|_| unanswered()))
 }
 
-pub const INITIALIZED: &str =
-    r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"hand","version":"1"}}"#;
+pub const INITIALIZED: &str = r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{},"logging":{}},"serverInfo":{"name":"hand","version":"1"}}"#;
 
 pub fn funds() -> Funds {
     Funds {

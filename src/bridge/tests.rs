@@ -9,9 +9,11 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::Bridge;
+use super::map::LogLevel;
 use super::message::RpcError;
 use super::peer::{Event, Lost, Peer, ServerEra};
 use super::testing::{Came, INITIALIZED, Process, Server, ask, funds, next, script};
+use super::wishes::SETTLING;
 use crate::edge::Rejection;
 use crate::upstream::Upstream;
 
@@ -215,6 +217,29 @@ async fn a_question_that_nobody_takes_is_refused() {
     standing.message(r#"{"jsonrpc":"2.0","id":2,"method":"roots/list"}"#);
     let asked = questions.recv().await.expect("a question");
     assert_eq!(&*asked.method, "roots/list");
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_to_a_level_holds_up_one_caller_once() {
+    let mut server = Server::start().await;
+    let peer = server.session().await;
+    let log = || {
+        let peer = peer.clone();
+        async move { peer.wishes().log_at(LogLevel::Debug, &peer, &funds()).await }
+    };
+    let waiting = tokio::spawn(log());
+    let unanswered = server.came().await;
+    assert_eq!(said(&unanswered)["method"], "logging/setLevel");
+    tokio::time::pause();
+    tokio::time::advance(SETTLING).await;
+    waiting.await.expect("no panic");
+    tokio::time::resume();
+    let came = server.came().await;
+    assert_eq!(said(&came)["method"], "notifications/cancelled");
+    came.status(202);
+    log().await;
+    let _next = peer.request(ask("tools/list", "{}"));
+    assert_eq!(said(&server.came().await)["method"], "tools/list");
 }
 
 #[tokio::test]

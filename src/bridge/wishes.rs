@@ -8,13 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
 
 use super::map::LogLevel;
 use super::message::{Answered, text};
-use super::peer::{Ask, Event, Funds, Lost, Peer};
+use super::peer::{Funds, Lost, Peer};
 use crate::mcp::object::Object;
-use crate::upstream::UpstreamError;
 
 /// How long a server may take to subscribe, or to set a level.
 pub const SETTLING: Duration = Duration::from_secs(10);
@@ -38,8 +36,10 @@ impl Wishes {
         let mut current = self.level.lock().await;
         if current.is_none_or(|current| level < current) {
             let params = format!(r#"{{"level":"{}"}}"#, level.as_str());
-            // A server that won't is asked again by the next caller; the call itself tells whether the session is over.
-            if let Ok(Ok(_)) = settle(peer, "logging/setLevel", params.into(), funds).await {
+            let answered = peer.ask("logging/setLevel", params.into(), funds, SETTLING).await;
+            // A server that won't is asked again by the next caller, one that says nothing is not: all of them would wait
+            // for it in turn. The call itself tells whether the session is over.
+            if !matches!(answered, Ok(Err(_))) {
                 *current = Some(level);
             }
         }
@@ -84,7 +84,10 @@ impl Subscribed {
         let known = counts.get_mut(uri).map(|count| *count += 1).is_some();
         let answered = match known {
             true => Ok(Bytes::from_static(b"{}")),
-            false => settle(&self.peer, "resources/subscribe", resource(uri), &self.funds).await?,
+            false => {
+                let (peer, funds) = (&self.peer, &self.funds);
+                peer.ask("resources/subscribe", resource(uri), funds, SETTLING).await?
+            }
         };
         if answered.is_ok() {
             if !known {
@@ -118,7 +121,9 @@ impl Drop for Subscribed {
                 *count -= 1;
                 if *count == 0 {
                     counts.remove(&uri);
-                    let _ = settle(&peer, "resources/unsubscribe", resource(&uri), &funds).await;
+                    let _ = peer
+                        .ask("resources/unsubscribe", resource(&uri), &funds, SETTLING)
+                        .await;
                 }
             }
         });
@@ -136,30 +141,6 @@ pub fn is_part(uri: &str, wanted: &str) -> bool {
     uri.strip_prefix(wanted).is_some_and(|rest| {
         let parted = wanted.ends_with(['/', '?', '#']) || rest.starts_with(['/', '?', '#']);
         rest.is_empty() || (parted && !wanted.is_empty())
-    })
-}
-
-/// Asks the server for something on a caller's behalf.
-async fn settle(peer: &Arc<Peer>, method: &str, params: Bytes, funds: &Funds) -> Result<Answered, Lost> {
-    let mut exchange = peer.request(Ask {
-        method: method.into(),
-        params,
-        funds: funds.clone(),
-        headers: HeaderMap::new(),
-        takes_questions: false,
-    });
-    let settled = tokio::time::timeout(SETTLING, async {
-        loop {
-            match exchange.next().await? {
-                Event::Answer(outcome) => return Ok(outcome),
-                Event::Notification(told) => peer.tell(told),
-                Event::Request(_) => {}
-            }
-        }
-    });
-    settled.await.unwrap_or_else(|_| {
-        let (endpoint, after) = (peer.name(), SETTLING);
-        Err(UpstreamError::Timeout { endpoint, after }.into())
     })
 }
 

@@ -3,7 +3,8 @@
 //! 1. A peer gives every request an id of its own, and a progress token of its own where the caller wants progress; the
 //!    caller's token is put back. So any number of callers share a connection without knowing of each other.
 //! 2. What belongs to a call comes out of its [`Exchange`]; what belongs to none goes to whoever listens. Progress and
-//!    logs are dropped when nobody takes them off a full queue; answers and questions never are.
+//!    logs are dropped when nobody takes them off a full queue; a question that finds no room is answered with an error, and
+//!    answers always find theirs.
 //! 3. What a server asks in the middle of a call is the call's; where the connection doesn't tell of which, it is the
 //!    latest's that can be asked: all calls of a connection are one caller's, or there is only one. A question nobody takes,
 //!    or whose taker goes away, is answered with an error: no server waits for ever, save one that asks on without taking
@@ -333,6 +334,43 @@ impl Peer {
     /// What this connection's callers have had the server send.
     pub(in crate::bridge) fn wishes(&self) -> &Wishes {
         &self.wishes
+    }
+
+    /// Asks the server for something of the gateway's own, or on a caller's behalf; it may take that long. What it says
+    /// before its answer belongs to no call, and what it asks nobody takes.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn ask(
+        self: &Arc<Self>,
+        method: &str,
+        params: Bytes,
+        funds: &Funds,
+        within: Duration,
+    ) -> Result<Answered, Lost> {
+        let mut exchange = self.request(Ask {
+            method: method.into(),
+            params,
+            funds: funds.clone(),
+            headers: HeaderMap::new(),
+            takes_questions: false,
+        });
+        let answered = tokio::time::timeout(within, async {
+            loop {
+                match exchange.next().await? {
+                    Event::Answer(outcome) => return Ok(outcome),
+                    Event::Notification(told) => self.tell(told),
+                    Event::Request(_) => {}
+                }
+            }
+        });
+        answered.await.unwrap_or_else(|_| Err(self.late(within)))
+    }
+
+    /// It did not answer in that time.
+    pub(in crate::bridge) fn late(&self, after: Duration) -> Lost {
+        let endpoint = self.name();
+        UpstreamError::Timeout { endpoint, after }.into()
     }
 
     /// Sends a notification.
