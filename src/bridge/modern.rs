@@ -27,7 +27,7 @@ use super::peer::{Ask, Funds, Listener, Lost, Peer, ServerEra};
 use super::peers::Key;
 use super::{Bridge, listen};
 use crate::call::Form;
-use crate::edge::{Body, BodyError, Rejection, empty, full, rescue};
+use crate::edge::{Body, BodyError, Rejection, empty, json, rescue};
 use crate::mcp::object::Object;
 use crate::mcp::{Era, Kind, Message, sse};
 use crate::reply::events::{COMMENT, KEEPALIVE};
@@ -449,12 +449,7 @@ fn params_of(message: &Bytes) -> Bytes {
 /// The last message as the whole response.
 pub(super) fn last(answer: Finished, endings: &mut Vec<Ending>) -> Response<Body> {
     finish(endings, answer.outcome);
-    let mut response = Response::new(full(answer.message));
-    *response.status_mut() = answer.status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
+    json(answer.status, answer.message)
 }
 
 /// A response of events.

@@ -13,7 +13,7 @@ pub mod journey;
 pub mod rejection;
 pub mod rescue;
 
-pub use body::{Body, BodyError, empty, full};
+pub use body::{Body, BodyError, empty, full, json};
 pub use check::{Arrival, Check, CheckLayer, Stage};
 pub use journey::{CallNotes, Journey};
 pub use rejection::Rejection;

@@ -11,12 +11,12 @@ use std::panic::AssertUnwindSafe;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
 use tower::Layer;
 
-use super::body::{Body, empty, full};
+use super::body::{self, Body, empty};
 use super::check::{Arrival, Stage};
 use super::guard::expose;
 use super::journey::{CallNotes, Journey};
@@ -448,7 +448,7 @@ fn error(failure: &Failure, id: Option<&Id>) -> Vec<u8> {
 /// An answer in the form of a success: on the stream where there is one.
 fn success(failure: &Failure, call: &CallNotes, body: Vec<u8>) -> Response<Body> {
     match &call.stream {
-        None => json_response(StatusCode::OK, body),
+        None => body::json(StatusCode::OK, body),
         Some(stream) if stream.tell(mcp::sse::message(&body)) => accepted(),
         // The stream is gone or isn't read: a 202 would promise an answer that never comes.
         Some(_) => with_status(failure, body),
@@ -456,21 +456,12 @@ fn success(failure: &Failure, call: &CallNotes, body: Vec<u8>) -> Response<Body>
 }
 
 fn with_status(failure: &Failure, body: Vec<u8>) -> Response<Body> {
-    json_response(failure.status, body)
+    body::json(failure.status, body)
 }
 
 fn accepted() -> Response<Body> {
     let mut response = Response::new(empty());
     *response.status_mut() = StatusCode::ACCEPTED;
-    response
-}
-
-fn json_response(status: StatusCode, body: Vec<u8>) -> Response<Body> {
-    let mut response = Response::new(full(body));
-    *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio_util::sync::CancellationToken;
@@ -537,11 +537,7 @@ fn array(errors: &[Vec<u8>], more: Option<&Bytes>) -> Response<Body> {
         }
     }
     body.push(b']');
-    let mut response = Response::new(full(body));
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
+    crate::edge::json(StatusCode::OK, body)
 }
 
 pub(crate) fn stream_headers(headers: &mut HeaderMap) {

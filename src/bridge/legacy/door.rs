@@ -16,14 +16,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::call::{Caller, params_of};
-use super::respond::{Calls, json_response};
+use super::respond::Calls;
 use super::session::Session;
 use super::standing::{self, Stream};
 use crate::bridge::map;
 use crate::bridge::message::{self, Incoming, at};
 use crate::bridge::peer::Lost;
 use crate::call::{Call, Form};
-use crate::edge::{Body, Rejection, empty};
+use crate::edge::{Body, Rejection, empty, json};
 use crate::limit::Who;
 use crate::mcp::{Era, Id, Kind, Message, sse};
 use crate::reply::{Ending, Sending, Shared, note, refused_members, see};
@@ -204,7 +204,7 @@ async fn open_session(
     }
     let answer = message::answer(&id, &answered);
     finish(endings, see(&answer).0);
-    let mut response = json_response(answer);
+    let mut response = json(StatusCode::OK, answer);
     if answered.is_ok() {
         response.headers_mut().insert(SESSION_HEADER, sealed);
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Response};
+use http::{HeaderValue, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use tokio::sync::mpsc;
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::PATIENCE;
 use super::call::{Answer, Out};
-use crate::edge::{Body, BodyError, Journey, Rejection, full, rescue};
+use crate::edge::{Body, BodyError, Journey, Rejection, json, rescue};
 use crate::mcp::sse;
 use crate::reply::{COMMENT, Ending, KEEPALIVE, outcome_of_failure, see, stream_headers};
 use crate::telemetry::GaugeGuard;
@@ -87,7 +87,7 @@ impl Calls {
                 }
             };
             finish(answer.ending, &message);
-            return Ok(json_response(message));
+            return Ok(json(StatusCode::OK, message));
         }
         let mut body = vec![b'['];
         let answers = answers.into_iter().map(|answer| finished(answer, &self.journey));
@@ -98,7 +98,7 @@ impl Calls {
             body.extend_from_slice(&message);
         }
         body.push(b']');
-        Ok(json_response(body.into()))
+        Ok(json(StatusCode::OK, body))
     }
 
     fn events(self, prelude: VecDeque<Bytes>, guard: GaugeGuard) -> Body {
@@ -164,15 +164,6 @@ fn finish(ending: Option<Ending>, message: &Bytes) {
     if let Some(ending) = ending {
         ending.finish(see(message).0);
     }
-}
-
-/// A JSON reply.
-pub fn json_response(body: Bytes) -> Response<Body> {
-    let mut response = Response::new(full(body));
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
 }
 
 #[cfg(test)]
