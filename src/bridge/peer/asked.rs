@@ -9,7 +9,6 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{ANSWERING, Lost, PARTING, Peer};
 use crate::bridge::message::{self, Answered, RpcError};
 use crate::mcp::{Id, codes};
-use crate::upstream::UpstreamError;
 
 /// A server's question; dropped, it is answered with an error.
 pub struct Asked {
@@ -44,11 +43,7 @@ impl Asked {
         let posting = peer.link.post(body, &funds, "", &headers);
         match tokio::time::timeout(ANSWERING, posting).await {
             Ok(posted) => posted.map(|_| ()),
-            Err(_) => Err(UpstreamError::Timeout {
-                endpoint: peer.name(),
-                after: ANSWERING,
-            }
-            .into()),
+            Err(_) => Err(peer.late(ANSWERING)),
         }
     }
 
