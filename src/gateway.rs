@@ -265,6 +265,7 @@ fn needs_restart(old: &Config, new: &Config) -> Option<&'static str> {
         ("admin", old.admin != new.admin),
         ("telemetry", old.telemetry != new.telemetry),
         ("state.directory", old.state.directory != new.state.directory),
+        ("state.database", old.state.database != new.state.database),
     ]
     .into_iter()
     .find_map(|(key, differs)| differs.then_some(key))

@@ -39,6 +39,7 @@ pub mod limit;
 pub mod listener;
 pub mod mcp;
 pub mod metadata;
+pub mod oauth;
 pub mod policy;
 pub mod reply;
 pub mod rights;

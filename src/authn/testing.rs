@@ -54,6 +54,7 @@ pub(crate) fn identity(name: &str, issuer: &str) -> Identity {
         implies: Default::default(),
         scope_upgrade_endpoint: None,
         dpop: None,
+        login: None,
     }
 }
 

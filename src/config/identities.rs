@@ -8,12 +8,13 @@ use std::time::Duration;
 use jsonwebtoken::Algorithm;
 use serde_json::json;
 
+use super::clients::{Needed, client};
 use super::raw::{At, Section};
 use super::tree::{Node, Value};
-use super::values::{algorithm, at, oauth_url, path, texts_of, values};
+use super::values::{algorithm, at, oauth_url, path, scope, texts_of, values};
 use super::{
     ApiKeys, CertificateName, ClaimPaths, ClientAuth, ClientCertificates, Dpop, Identity, Introspection, KeySource,
-    Listen, Place,
+    Listen, Place, UserLogin,
 };
 use crate::authn::api_key;
 use crate::policy::{PathStep, RoleLine, Roles};
@@ -53,6 +54,7 @@ pub(super) fn identity(
             implies: BTreeMap::new(),
             scope_upgrade_endpoint: None,
             dpop: None,
+            login: None,
         });
     }
     if !section.has("issuer") {
@@ -148,6 +150,7 @@ pub(super) fn identity(
             ("nonce", Dpop::Nonce),
         ],
     );
+    let login = login(section, directory);
     let keys = match (jwks_uri, jwks_file, shared_secret) {
         _ if section.has("introspection") => KeySource::Introspection(introspection?),
         (Some(uri), _, _) => KeySource::JwksUri(uri.value),
@@ -180,7 +183,25 @@ pub(super) fn identity(
         implies,
         scope_upgrade_endpoint: scope_upgrade_endpoint.map(|at| at.value),
         dpop,
+        login,
     })
+}
+
+fn login(section: &Section<'_>, directory: &Path) -> Option<UserLogin> {
+    let about = "How this identity's users log in to the gate's own pages (OpenID Connect), to connect their accounts.";
+    let read = section.optional_section("login", about, |login| {
+        let client = client(login, directory, Needed::Yes);
+        let scopes = login.parsed_list("scopes", "Besides openid.", scope);
+        let mut scopes = values(scopes);
+        if !scopes.iter().any(|scope| scope == "openid") {
+            scopes.insert(0, "openid".to_owned());
+        }
+        Some(UserLogin {
+            client: client?,
+            scopes,
+        })
+    });
+    read.flatten()
 }
 
 fn introspection(section: &Section<'_>) -> Option<Introspection> {

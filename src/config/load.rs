@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::diagnostic::{Diagnostic, Diagnostics, Place};
 use super::identities::{identity, roles};
-use super::raw::{Report, Section};
+use super::raw::{At, Report, Section};
 use super::routes::routes;
 use super::tree::{self, Sources};
 use super::values::{host_name, origin, path, public_url, socket_address, values};
@@ -367,7 +367,11 @@ fn telemetry(section: &Section<'_>, directory: &Path) -> Telemetry {
 }
 
 fn state(section: &Section<'_>, directory: &Path) -> State {
-    let folder = section.text("directory", "Where the seal key is kept; default state.");
+    let folder = section.text(
+        "directory",
+        "Where the seal key and the database file are kept; default state.",
+    );
+    let database = database(section);
     let keys = section.secrets("seal_keys", "Base64 of 32 bytes each: the first seals, all open.");
     let seal_keys = keys
         .iter()
@@ -386,6 +390,28 @@ fn state(section: &Section<'_>, directory: &Path) -> State {
         .collect();
     State {
         directory: directory.join(folder.map_or_else(|| "state".to_owned(), |at| at.value)),
+        database,
         seal_keys,
+    }
+}
+
+fn database(section: &Section<'_>) -> Database {
+    let read = section.unquoted(
+        "database",
+        "sqlite (default): a file in directory; or a postgres:// URL, which several replicas can share.",
+        |text| match text {
+            "sqlite" => Ok(false),
+            _ if text.starts_with("postgres://") || text.starts_with("postgresql://") => Url::parse(text)
+                .map(|_| true)
+                .map_err(|_| "use postgres://USER:PASSWORD@HOST/DATABASE".to_owned()),
+            _ => Err("use sqlite, or postgres://USER:PASSWORD@HOST/DATABASE".to_owned()),
+        },
+    );
+    match read {
+        Some(At { value: true, .. }) => {
+            let url = section.secret("database", "");
+            url.map_or(Database::Sqlite, |at| Database::Postgres(at.value))
+        }
+        _ => Database::Sqlite,
     }
 }

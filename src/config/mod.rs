@@ -1,10 +1,13 @@
 //! The validated configuration: what the rest of the gateway may rely on without checking again.
 //!
 //! `tree.rs` reads YAML with places and interpolates, `raw.rs` reads that key by key and describes itself as a JSON Schema,
-//! `load.rs` and a file a section (`identities.rs`, `claims.rs`, `routes.rs`, `upstreams.rs`, `stdio.rs`) make a [`Config`] of it once, collecting
+//! `load.rs` and a file a section (`identities.rs`, `claims.rs`, `routes.rs`, `upstreams.rs`, `stdio.rs`,
+//! `credentials.rs`, `clients.rs`) make a [`Config`] of it once, collecting
 //! every error; `values.rs` knows single values.
 
 mod claims;
+mod clients;
+mod credentials;
 mod diagnostic;
 #[cfg(test)]
 mod exact;
@@ -22,6 +25,11 @@ mod values;
 pub mod watch;
 
 pub use claims::{ClaimPaths, ScopeNames};
+pub use clients::{Client, ClientProof, PrivateKey};
+pub use credentials::{
+    Actor, Assertion, ClientCredentials, Connection, Credential, Endpoints, Exchange, JwtBearer, Registration,
+    Resource, TokenEndpoint, TokenFile, TokenType,
+};
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub use load::Loaded;
 pub use network::Network;
@@ -168,8 +176,18 @@ pub enum OnAuditFailure {
 /// What must outlive the process.
 pub struct State {
     pub directory: PathBuf,
+    pub database: Database,
     /// The first seals, all open. Empty: a key is made and kept in `directory`.
     pub seal_keys: Vec<SealKey>,
+}
+
+/// Where rows are kept.
+#[derive(PartialEq, Eq)]
+pub enum Database {
+    /// One file in the state directory.
+    Sqlite,
+    /// A `postgres://` URL, password and all; several replicas share it.
+    Postgres(Secret),
 }
 
 /// 32 bytes of key material, base64 in the file.
@@ -195,6 +213,15 @@ pub struct Identity {
     pub scope_upgrade_endpoint: Option<String>,
     /// `None`: proofs are checked where tokens are bound to keys, and not asked for.
     pub dpop: Option<Dpop>,
+    /// How its users log in to the gateway's own pages; `None`: they can't.
+    pub login: Option<UserLogin>,
+}
+
+/// The gateway as this identity's OpenID Connect client.
+pub struct UserLogin {
+    pub client: Client,
+    /// `openid` among them.
+    pub scopes: Vec<String>,
 }
 
 /// What is asked of clients about DPoP (RFC 9449).
@@ -251,6 +278,13 @@ pub struct Introspection {
     pub cache: Duration,
     /// What an answer without `aud` is taken to say; empty: the token is refused.
     pub default_audiences: Vec<String>,
+}
+
+/// RFC 6749 section 2.3.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAuth {
+    Basic,
+    Post,
 }
 
 /// Hashes of API keys in a file.
@@ -394,38 +428,6 @@ pub enum HealthCheck {
     Tcp,
     /// A GET of this path and query must answer 2xx.
     Http(String),
-}
-
-/// The one credential that leaves towards an upstream.
-#[derive(PartialEq, Eq)]
-pub enum Credential {
-    None,
-    Bearer(Secret),
-    Header { name: HeaderName, value: Secret },
-    Basic { username: String, password: Secret },
-    Exchange(Exchange),
-}
-
-/// RFC 8693 token exchange.
-#[derive(PartialEq, Eq)]
-pub struct Exchange {
-    pub token_endpoint: Url,
-    pub client_id: String,
-    pub client_secret: Secret,
-    pub client_auth: ClientAuth,
-    pub audience: Option<String>,
-    pub resource: Option<String>,
-    /// None sent when empty.
-    pub scopes: Vec<String>,
-    /// PEM bundle trusted instead of the system's roots.
-    pub ca: Option<PathBuf>,
-}
-
-/// RFC 6749 section 2.3.1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClientAuth {
-    Basic,
-    Post,
 }
 
 /// The form a policy or upstream refusal takes.

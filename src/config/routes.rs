@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use url::Url;
 
+use super::credentials::credential_section;
 use super::identities::locate;
 use super::raw::{At, Quote, Section};
-use super::upstreams::{credential_section, upstream_defaults, upstream_section};
+use super::upstreams::{upstream_defaults, upstream_section};
 use super::values::{host_name, needed_scope, rate, route_path, upstream_url, values};
 use super::{CallerLimits, Credential, Denials, Identity, KeySource, Listen, Place, Rate, Route};
 use crate::policy::{Budget, OnExcess, PathStep, PolicySource, Roles, RoutePolicy, RuleSource, SourceError};
@@ -172,7 +173,7 @@ fn route(
                 if text == "none" {
                     Ok(Credential::None)
                 } else {
-                    Err("use none, or a map: {bearer: …}, {header: …}, {basic: …} or {exchange: …}".to_owned())
+                    Err("use none, or a map such as {bearer: …}, {exchange: …} or {connection: {}}".to_owned())
                 }
             },
             |credential| credential_section(credential, directory),
@@ -204,12 +205,15 @@ fn route(
             "Let HTTP+SSE clients post without their token, as their stream's caller; default false.",
         )
         .unwrap_or(false);
-    if anonymous && matches!(credential, Some(Credential::Exchange(_))) {
-        section.error_at(
-            "credential",
-            "there is no token to exchange for nobody",
-            "drop anonymous, or use another credential",
-        );
+    let personal = match &credential {
+        Some(Credential::Exchange(_)) => Some("there is no token to exchange for nobody"),
+        Some(Credential::Passthrough { .. }) => Some("there is no token of nobody's to pass on"),
+        Some(Credential::Assertion(_)) => Some("there is nobody to vouch for"),
+        Some(Credential::Connection(_)) => Some("nobody has no account to connect"),
+        _ => None,
+    };
+    if let (true, Some(why)) = (anonymous, personal) {
+        section.error_at("credential", why, "drop anonymous, or use another credential");
     }
     let command = upstream.as_ref().is_some_and(|upstream| upstream.stdio.is_some());
     if command && !matches!(credential, Some(Credential::None)) {
@@ -232,10 +236,15 @@ fn route(
         KeySource::ClientCertificates(_) => Some(("certificates", &identity.name)),
         _ => None,
     });
-    if let (Some((what, name)), Some(Credential::Exchange(_))) = (tokenless, &credential) {
+    let use_of_it = match &credential {
+        Some(Credential::Exchange(_)) => Some("exchange"),
+        Some(Credential::Passthrough { .. }) => Some("pass on"),
+        _ => None,
+    };
+    if let (Some((what, name)), Some(verb)) = (tokenless, use_of_it) {
         section.error_at(
             "credential",
-            format!("the {what} of \"{name}\" are no tokens to exchange"),
+            format!("the {what} of \"{name}\" are no tokens to {verb}"),
             "use another credential, or another route for them",
         );
     }

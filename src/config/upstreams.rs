@@ -1,4 +1,4 @@
-//! The sections `upstream` and `credential` of a route.
+//! The section `upstream` of a route.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,8 +7,8 @@ use url::Url;
 
 use super::raw::Section;
 use super::stdio::stdio;
-use super::values::{credential_header, forwarded, header_value, oauth_url, path, upstream_url, values};
-use super::{Balance, ClientAuth, Credential, Exchange, Health, HealthCheck, Transport, Upstream, UpstreamEra};
+use super::values::{forwarded, path, upstream_url, values};
+use super::{Balance, Health, HealthCheck, Transport, Upstream, UpstreamEra};
 
 pub(super) fn upstream_defaults(urls: Vec<Url>) -> Upstream {
     Upstream {
@@ -168,92 +168,4 @@ pub(super) fn upstream_section(section: &Section<'_>, directory: &Path) -> Optio
         false => !upstream.urls.is_empty(),
     };
     there.then_some(upstream)
-}
-
-pub(super) fn credential_section(section: &Section<'_>, directory: &Path) -> Option<Credential> {
-    let bearer = section
-        .secret("bearer", "Sent as Authorization: Bearer.")
-        .inspect(|at| header_value(section, at))
-        .map(|at| Credential::Bearer(at.value));
-    let header = section.optional_section("header", "One header.", |header| {
-        header.require("name", "name the header");
-        header.require("value", "give its value");
-        let name = header.unquoted("name", "The header's name.", credential_header);
-        let value = header
-            .secret("value", "The header's value.")
-            .inspect(|at| header_value(header, at));
-        Some(Credential::Header {
-            name: name?.value,
-            value: value?.value,
-        })
-    });
-    let basic = section.optional_section("basic", "Sent as Authorization: Basic.", |basic| {
-        basic.require("username", "give the user name");
-        basic.require("password", "give the password");
-        let username = basic.unquoted("username", "Without a colon.", |text| {
-            if text.contains(|character: char| character == ':' || character.is_control()) {
-                Err("a user name has no colon and no control character (RFC 7617)".to_owned())
-            } else {
-                Ok(text.to_owned())
-            }
-        });
-        let password = basic
-            .secret("password", "The password.")
-            .inspect(|at| header_value(basic, at));
-        Some(Credential::Basic {
-            username: username?.value,
-            password: password?.value,
-        })
-    });
-    let exchange = section.optional_section(
-        "exchange",
-        "RFC 8693: the caller's token for one of the upstream's.",
-        |exchange| {
-            for (key, remedy) in [
-                ("token_endpoint", "set it to the issuer's token endpoint"),
-                ("client_id", "set it to the gate's client id"),
-                ("client_secret", "set it to the gate's client secret"),
-            ] {
-                exchange.require(key, remedy);
-            }
-            let token_endpoint = exchange.parsed("token_endpoint", "The issuer's token endpoint.", oauth_url);
-            let client_id = exchange.text("client_id", "The gate's client id.");
-            let client_secret = exchange.secret("client_secret", "The gate's client secret.");
-            let client_auth = exchange.choice(
-                "client_auth",
-                "Default basic.",
-                &[("basic", ClientAuth::Basic), ("post", ClientAuth::Post)],
-            );
-            let audience = exchange.text("audience", "`audience` of the request.");
-            let resource = exchange.text("resource", "`resource` of the request.");
-            let scopes = exchange.texts("scopes", "`scope` of the request; none is sent by default.");
-            let ca = path(
-                exchange,
-                "ca",
-                "PEM bundle trusted instead of the system's roots.",
-                directory,
-            );
-            Some(Credential::Exchange(Exchange {
-                token_endpoint: token_endpoint?.value,
-                client_id: client_id?.value,
-                client_secret: client_secret?.value,
-                client_auth: client_auth.unwrap_or(ClientAuth::Basic),
-                audience: audience.map(|at| at.value),
-                resource: resource.map(|at| at.value),
-                scopes: values(scopes),
-                ca,
-            }))
-        },
-    );
-    let given = ["bearer", "header", "basic", "exchange"]
-        .into_iter()
-        .filter(|key| section.has(key))
-        .count();
-    if given != 1 {
-        section.error_here(
-            format!("{given} credentials are given"),
-            "exactly one leaves: bearer, header, basic or exchange",
-        );
-    }
-    bearer.or(header.flatten()).or(basic.flatten()).or(exchange.flatten())
 }

@@ -219,6 +219,18 @@ pub(super) fn algorithm(text: &str) -> Result<Algorithm, String> {
     }
 }
 
+/// A signature of the gateway's own: with a private key, never HS*.
+pub(super) fn signature(text: &str) -> Result<Algorithm, String> {
+    match text {
+        "RS256" => Ok(Algorithm::RS256),
+        "PS256" => Ok(Algorithm::PS256),
+        "ES256" => Ok(Algorithm::ES256),
+        "ES384" => Ok(Algorithm::ES384),
+        "EdDSA" => Ok(Algorithm::EdDSA),
+        _ => Err("use RS256, PS256, ES256, ES384 or EdDSA".to_owned()),
+    }
+}
+
 /// A file with a second line would otherwise pass `check` and stop `serve`.
 pub(super) fn header_value(section: &Section<'_>, at: &At<Secret>) {
     if at.value.expose().contains(char::is_control) {

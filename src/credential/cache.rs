@@ -61,13 +61,13 @@ impl Exchanged {
         clock: Clock,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, SetupError> {
-        let scopes = config.scopes.join(" ");
+        // None of these holds a space.
         let parts = [
-            config.token_endpoint.as_str(),
-            &config.client_id,
-            config.audience.as_deref().unwrap_or_default(),
-            config.resource.as_deref().unwrap_or_default(),
-            &scopes,
+            config.endpoint.url.as_str(),
+            &config.endpoint.client.id,
+            &config.audiences.join(" "),
+            &config.resources.join(" "),
+            &config.scopes.join(" "),
         ];
         let mut context = Vec::new();
         for part in parts {
@@ -242,11 +242,11 @@ mod tests {
         };
         let keys = [
             key(|_| {}),
-            key(|config| config.audience = Some("a".to_owned())),
-            key(|config| config.resource = Some("a".to_owned())),
+            key(|config| config.audiences = vec!["a".to_owned()]),
+            key(|config| config.resources = vec!["a".to_owned()]),
             key(|config| config.scopes = vec!["a".to_owned()]),
-            key(|config| config.client_id.push('a')),
-            key(|config| config.token_endpoint.set_path("/a")),
+            key(|config| config.endpoint.client.id.push('a')),
+            key(|config| config.endpoint.url.set_path("/a")),
         ];
         let distinct: std::collections::BTreeSet<_> = keys.iter().collect();
         assert_eq!(distinct.len(), keys.len());

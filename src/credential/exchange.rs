@@ -23,7 +23,7 @@ use url::form_urlencoded;
 use zeroize::Zeroizing;
 
 use super::{CredentialError, SetupError};
-use crate::config::{ClientAuth, Exchange};
+use crate::config::{ClientProof, Exchange};
 use crate::secret::Secret;
 
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
@@ -81,7 +81,7 @@ struct Refusal {
 
 impl Endpoint {
     pub(super) fn new(route: &str, config: &Exchange) -> Result<Self, SetupError> {
-        if !is_secure(&config.token_endpoint) {
+        if !is_secure(&config.endpoint.url) {
             return Err(SetupError::Insecure {
                 route: route.to_owned(),
             });
@@ -105,26 +105,37 @@ impl Endpoint {
         fields.append_pair("grant_type", GRANT);
         fields.append_pair("subject_token_type", ACCESS_TOKEN);
         fields.append_pair("requested_token_type", ACCESS_TOKEN);
-        if let Some(audience) = &config.audience {
+        for audience in &config.audiences {
             fields.append_pair("audience", audience);
         }
-        if let Some(resource) = &config.resource {
+        for resource in &config.resources {
             fields.append_pair("resource", resource);
         }
         if !config.scopes.is_empty() {
             fields.append_pair("scope", &config.scopes.join(" "));
         }
-        let authorization = match config.client_auth {
-            ClientAuth::Basic => Some(basic(&config.client_id, &config.client_secret)),
-            ClientAuth::Post => {
-                fields.append_pair("client_id", &config.client_id);
-                fields.append_pair("client_secret", config.client_secret.expose());
+        let own = &config.endpoint.client;
+        let authorization = match &own.proof {
+            ClientProof::Basic(secret) => Some(basic(&own.id, secret)),
+            ClientProof::Post(secret) => {
+                fields.append_pair("client_id", &own.id);
+                fields.append_pair("client_secret", secret.expose());
                 None
+            }
+            ClientProof::None => {
+                fields.append_pair("client_id", &own.id);
+                None
+            }
+            ClientProof::PrivateKeyJwt(_) | ClientProof::Tls { .. } => {
+                return Err(SetupError::Client {
+                    route: route.to_owned(),
+                    cause: "the gate authenticates by a secret only".to_owned(),
+                });
             }
         };
         Ok(Self {
             client,
-            url: config.token_endpoint.clone(),
+            url: config.endpoint.url.clone(),
             fields: Zeroizing::new(fields.finish()),
             authorization,
         })
@@ -257,7 +268,7 @@ fn is_secure(url: &url::Url) -> bool {
 /// The configured bundle, or the system's roots. The provider is named, so that none need be installed.
 fn tls(config: &Exchange) -> Result<rustls::ClientConfig, String> {
     let mut roots = rustls::RootCertStore::empty();
-    if let Some(path) = &config.ca {
+    if let Some(path) = &config.endpoint.ca {
         let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(path)
             .and_then(Iterator::collect)
             .map_err(|error| format!("{}: {error}", path.display()))?;
@@ -269,7 +280,7 @@ fn tls(config: &Exchange) -> Result<rustls::ClientConfig, String> {
         if roots.is_empty() {
             return Err(format!("{}: no certificate in it", path.display()));
         }
-    } else if config.token_endpoint.scheme() == "https" {
+    } else if config.endpoint.url.scheme() == "https" {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if roots.is_empty() {
             return Err("no CA given, and the system has none".to_owned());
@@ -371,17 +382,17 @@ mod tests {
     async fn the_form_holds_what_is_configured_and_no_more() {
         let issuer = FakeIssuer::start(200, r#"{"access_token":"t"}"#).await;
         let mut config = issuer.config();
-        config.client_id = "gate one".to_owned();
-        config.client_secret = Secret::new("s:e/c+r%t é");
+        config.endpoint.client.id = "gate one".to_owned();
+        config.endpoint.client.proof = ClientProof::Basic(Secret::new("s:e/c+r%t é"));
         Endpoint::new("r", &config)
             .unwrap()
             .exchange(&subject())
             .await
             .0
             .expect("exchanged");
-        config.client_auth = ClientAuth::Post;
-        config.audience = Some("nextcloud".to_owned());
-        config.resource = Some("https://nc.test/".to_owned());
+        config.endpoint.client.proof = ClientProof::Post(Secret::new("s:e/c+r%t é"));
+        config.audiences = vec!["nextcloud".to_owned()];
+        config.resources = vec!["https://nc.test/".to_owned()];
         config.scopes = vec!["a".to_owned(), "b".to_owned()];
         Endpoint::new("r", &config)
             .unwrap()
@@ -505,11 +516,11 @@ mod tests {
 
         let issuer = FakeIssuer::start(200, "").await;
         let mut config = issuer.config();
-        config.token_endpoint = format!("https://localhost:{port}/token").parse().unwrap();
+        config.endpoint.url = format!("https://localhost:{port}/token").parse().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let bundle = directory.path().join("ca.pem");
         std::fs::write(&bundle, ca.pem()).unwrap();
-        config.ca = Some(bundle.clone());
+        config.endpoint.ca = Some(bundle.clone());
         let trusted = Endpoint::new("r", &config).unwrap().exchange(&subject()).await.0;
         assert_eq!(trusted.expect("trusted").value.to_str().unwrap(), "Bearer t");
 

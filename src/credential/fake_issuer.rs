@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::config::{ClientAuth, Exchange};
+use crate::config::{Client, ClientProof, Exchange, TokenEndpoint, TokenType};
 use crate::secret::Secret;
 
 /// One request for a token.
@@ -97,14 +97,22 @@ impl FakeIssuer {
     /// A configuration that names this issuer and nothing optional.
     pub(super) fn config(&self) -> Exchange {
         Exchange {
-            token_endpoint: format!("http://{}/token", self.address).parse().unwrap(),
-            client_id: "gate".to_owned(),
-            client_secret: Secret::new("s3cret"),
-            client_auth: ClientAuth::Basic,
-            audience: None,
-            resource: None,
+            endpoint: TokenEndpoint {
+                url: format!("http://{}/token", self.address).parse().unwrap(),
+                client: Client {
+                    id: "gate".to_owned(),
+                    proof: ClientProof::Basic(Secret::new("s3cret")),
+                },
+                parameters: Vec::new(),
+                ca: None,
+            },
+            audiences: Vec::new(),
+            resources: Vec::new(),
             scopes: Vec::new(),
-            ca: None,
+            subject_token_type: TokenType(TokenType::ACCESS_TOKEN.to_owned()),
+            requested_token_type: TokenType(TokenType::ACCESS_TOKEN.to_owned()),
+            actor: None,
+            jwt_bearer: None,
         }
     }
 }

@@ -135,6 +135,16 @@ impl CredentialSource {
                 let text = Zeroizing::new(format!("Basic {}", STANDARD.encode(pair.as_bytes())));
                 (Some((AUTHORIZATION, sensitive(&text)?)), "basic")
             }
+            Credential::Passthrough { .. }
+            | Credential::ClientCredentials(_)
+            | Credential::Assertion(_)
+            | Credential::TokenFile(_)
+            | Credential::Connection(_) => {
+                return Err(SetupError::Client {
+                    route: route.to_owned(),
+                    cause: "this credential can't be come by yet".to_owned(),
+                });
+            }
             Credential::Exchange(exchange) => {
                 let exchanged = Exchanged::new(route, exchange, clock, metrics)?;
                 return Ok(Self(Source::Exchange(Box::new(exchanged))));
@@ -262,7 +272,7 @@ mod tests {
     #[tokio::test]
     async fn nobodys_token_is_not_exchanged() {
         let issuer = fake_issuer::FakeIssuer::start(200, r#"{"access_token":"t"}"#).await;
-        let exchange = Credential::Exchange(issuer.config());
+        let exchange = Credential::Exchange(Box::new(issuer.config()));
         let source = CredentialSource::new("nc", &exchange, Clock::fixed(1000), &Metrics::new()).unwrap();
         let alice = Principal {
             identity: Some("corp".into()),
