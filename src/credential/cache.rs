@@ -4,17 +4,22 @@
 //! 2. One request at a time for one key: those who come meanwhile share its result, failures too; failures are not
 //!    kept. If the one who asks goes away, one of those who wait asks again.
 //! 3. An entry ends at the earlier of `expires_in` (less a margin for the way to the upstream) and the caller's `exp`.
+//! 4. A token that the upstream refused is dropped, and exchanged anew once for all who were refused with it (r27).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
+use futures_util::future::BoxFuture;
 use http::HeaderValue;
+use http::header::AUTHORIZATION;
 use moka::Expiry;
 use moka::future::Cache;
+use moka::ops::compute::Op;
 
 use super::exchange::Endpoint;
-use super::{CredentialError, SetupError};
+use super::recovery::PAUSE;
+use super::{CredentialError, OutboundCredential, Recover, SetupError};
 use crate::clock::{Clock, UnixSeconds};
 use crate::config::Exchange;
 use crate::secret::Secret;
@@ -32,6 +37,8 @@ struct Entry {
     until: UnixSeconds,
     /// How long it may be kept, for the cache's own housekeeping.
     keep: Duration,
+    /// When it took the place of a refused one.
+    replaced: Option<tokio::time::Instant>,
 }
 
 /// Lets the cache forget what is over, even if nobody asks again.
@@ -102,10 +109,73 @@ impl Exchanged {
             self.cache.invalidate(&key).await;
         }
         self.metrics.token_cache("exchange", "miss");
-        let entry = self.cache.try_get_with(key, self.fetch(subject, expires)).await;
+        self.fetch_once(key, subject, expires, None).await
+    }
+
+    async fn fetch_once(
+        &self,
+        key: Key,
+        subject: &Secret,
+        expires: Option<UnixSeconds>,
+        replaced: Option<tokio::time::Instant>,
+    ) -> Result<HeaderValue, CredentialError> {
+        let fetch = async {
+            let entry = self.fetch(subject, expires).await?;
+            Ok(Entry { replaced, ..entry })
+        };
+        let entry = self.cache.try_get_with(key, fetch).await;
         entry
             .map(|entry| entry.value)
             .map_err(|error: Arc<CredentialError>| (*error).clone())
+    }
+
+    /// A token in place of one that the upstream refused; `None` when that one is a replacement itself, made just now.
+    async fn replace(
+        &self,
+        refused: &HeaderValue,
+        subject: &Secret,
+        expires: Option<UnixSeconds>,
+    ) -> Result<Option<HeaderValue>, CredentialError> {
+        let key = self.key(subject);
+        let is_refused = |entry: &Entry| entry.value == *refused;
+        let held = self.cache.get(&key).await.filter(is_refused);
+        let replaced = held.and_then(|entry| entry.replaced);
+        if replaced.is_some_and(|replaced| replaced.elapsed() < PAUSE) {
+            return Ok(None);
+        }
+        // Looked at and removed in one: what another made of it meanwhile stays.
+        self.cache
+            .entry(key)
+            .and_compute_with(|entry| {
+                std::future::ready(match entry {
+                    Some(entry) if is_refused(entry.value()) => Op::Remove,
+                    _ => Op::Nop,
+                })
+            })
+            .await;
+        let value = self
+            .fetch_once(key, subject, expires, Some(tokio::time::Instant::now()))
+            .await?;
+        Ok((value != refused).then_some(value))
+    }
+
+    /// What leaves with a token; it can be had anew for as long as the caller's own is good.
+    pub(super) fn credential(
+        self: &Arc<Self>,
+        value: HeaderValue,
+        subject: &Secret,
+        expires: Option<UnixSeconds>,
+    ) -> OutboundCredential {
+        OutboundCredential {
+            header: Some((AUTHORIZATION, value.clone())),
+            kind: "exchange",
+            recovery: Some(Arc::new(Replaceable {
+                exchanged: self.clone(),
+                refused: value,
+                subject: subject.clone(),
+                expires,
+            })),
+        }
     }
 
     async fn fetch(&self, subject: &Secret, expires: Option<UnixSeconds>) -> Result<Entry, CredentialError> {
@@ -116,7 +186,7 @@ impl Exchanged {
             Ok(_) => "ok",
             Err(CredentialError::Rejected { .. }) => "rejected",
             Err(CredentialError::Unreachable(_)) => "unreachable",
-            Err(CredentialError::NoSubject | CredentialError::Malformed(_)) => "malformed",
+            Err(_) => "malformed",
         };
         self.route.token_exchange("token_exchange", result, took);
         let issued = issued.inspect_err(|error| tracing::warn!(%error, "token exchange failed"))?;
@@ -128,6 +198,7 @@ impl Exchanged {
             value: issued.value,
             until,
             keep,
+            replaced: None,
         })
     }
 
@@ -136,6 +207,24 @@ impl Exchanged {
         context.update(&self.context);
         context.update(subject.expose().as_bytes());
         context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
+    }
+}
+
+/// An exchanged token, with what it was exchanged for.
+struct Replaceable {
+    exchanged: Arc<Exchanged>,
+    refused: HeaderValue,
+    subject: Secret,
+    expires: Option<UnixSeconds>,
+}
+
+impl Recover for Replaceable {
+    fn recover(&self) -> BoxFuture<'_, Result<Option<OutboundCredential>, CredentialError>> {
+        Box::pin(async {
+            let replaced = self.exchanged.replace(&self.refused, &self.subject, self.expires);
+            let value = replaced.await?;
+            Ok(value.map(|value| self.exchanged.credential(value, &self.subject, self.expires)))
+        })
     }
 }
 
@@ -284,6 +373,40 @@ mod tests {
             assert_eq!(waited.unwrap().unwrap(), "Bearer upstream-token");
         }
         assert_eq!(setup.posts(), 2);
+    }
+
+    #[tokio::test]
+    async fn r27_a_refused_token_is_exchanged_anew_once_for_all() {
+        let setup = setup(200, TOKEN).await;
+        let subject = Secret::new("alice");
+        let refused = setup.exchanged.obtain(&subject, HOUR).await.unwrap();
+        let refused = setup.exchanged.credential(refused, &subject, HOUR);
+        setup
+            .issuer
+            .answers(200, r#"{"access_token":"another","expires_in":120}"#);
+        let recoveries = (0..20).map(|_| refused.recovery.as_ref().expect("it can be had anew").recover());
+        let mut last = None;
+        for renewed in futures_util::future::join_all(recoveries).await {
+            let renewed = renewed.unwrap().expect("another");
+            let (_, value) = renewed.header.as_ref().expect("a header");
+            assert_eq!(value, "Bearer another");
+            last = Some(renewed);
+        }
+        assert_eq!(setup.posts(), 2);
+        assert_eq!(setup.obtain("alice", HOUR).await.unwrap(), "Bearer another");
+        // The upstream refuses that one, too: no loop, and the issuer is asked nothing until a while has passed.
+        let recovery = last.and_then(|last| last.recovery).expect("it can be had anew");
+        tokio::time::pause();
+        assert!(recovery.recover().await.unwrap().is_none());
+        assert_eq!(setup.posts(), 2);
+        tokio::time::advance(PAUSE).await;
+        tokio::time::resume();
+        setup.issuer.answers(200, TOKEN);
+        assert!(recovery.recover().await.unwrap().is_some());
+        assert_eq!(setup.posts(), 3);
+        // Its successor is what a straggler with the first one gets, without a request.
+        let straggler = refused.recovery.expect("it can be had anew").recover().await;
+        assert!(straggler.unwrap().is_none(), "the same token again is no other");
     }
 
     #[tokio::test]

@@ -3,12 +3,14 @@
 //! 1. Nothing is obtained without a [`Permit`]: a forged token never reaches a token endpoint (r41).
 //! 2. Fixed credentials are built once; an exchanged one belongs to the caller's token and dies with it.
 //! 3. Whatever goes wrong, there is no credential and no request: never a fall-back (r39).
+//! 4. A credential that the upstream refused is had anew once, where it can be ([`recovery`]).
 
 mod cache;
 mod check;
 mod exchange;
 #[cfg(test)]
 mod fake_issuer;
+mod recovery;
 
 use std::sync::Arc;
 
@@ -28,6 +30,7 @@ use crate::telemetry::Metrics;
 use cache::Exchanged;
 pub use check::{CredentialCheck, Funded};
 pub(crate) use exchange::basic;
+pub(crate) use recovery::{Recover, wanted_scopes};
 
 /// What one request carries to the upstream. Has no `Debug`: it is a secret.
 #[derive(Clone)]
@@ -36,6 +39,8 @@ pub struct OutboundCredential {
     pub(crate) header: Option<(HeaderName, HeaderValue)>,
     /// For the audit line: `none`, `bearer`, `header`, `basic` or `exchange`.
     pub kind: &'static str,
+    /// Where another comes from when the upstream refuses this one; `None`: nowhere.
+    pub(crate) recovery: Option<Arc<dyn Recover>>,
 }
 
 impl OutboundCredential {
@@ -47,8 +52,7 @@ impl OutboundCredential {
     }
 }
 
-/// Why there is no credential, and so no request; all of them are 50201 (HTTP 502) to the client. The texts hold no
-/// token and nothing that the issuer chose.
+/// Why there is no credential, and so no request. The texts hold no token and nothing that the issuer chose.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialError {
     /// Nobody's token can't be exchanged.
@@ -63,6 +67,40 @@ pub enum CredentialError {
     /// An answer that can't be used.
     #[error("the token endpoint's answer can't be used: {0}")]
     Malformed(&'static str),
+    /// The caller has to connect the route's upstream to their own account there, or to do so again.
+    #[error("{}", .0.message())]
+    NotConnected(NotConnected),
+}
+
+/// Whose connection is missing where, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotConnected {
+    pub route: Arc<str>,
+    pub reason: NotConnectedReason,
+}
+
+/// Why a user has to log in to an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotConnectedReason {
+    /// They never did, or disconnected.
+    Missing,
+    /// What they granted is over: the issuer said so, or it can't be renewed.
+    NeedsAuth,
+    /// The upstream wants more than they granted; the scopes are its own words, bounded in count and length.
+    MoreScopes { scopes: Vec<String> },
+}
+
+impl NotConnected {
+    fn message(&self) -> String {
+        let route = &self.route;
+        match &self.reason {
+            NotConnectedReason::Missing => format!("you have not connected {route} to your account yet"),
+            NotConnectedReason::NeedsAuth => format!("your connection of {route} has ended; connect it again"),
+            NotConnectedReason::MoreScopes { .. } => {
+                format!("{route} wants more than you have granted it; connect it again")
+            }
+        }
+    }
 }
 
 impl CredentialError {
@@ -73,6 +111,11 @@ impl CredentialError {
             Self::Rejected { error } => error,
             Self::Unreachable(_) => "unreachable",
             Self::Malformed(_) => "malformed",
+            Self::NotConnected(lacking) => match lacking.reason {
+                NotConnectedReason::Missing => "not_connected",
+                NotConnectedReason::NeedsAuth => "needs_auth",
+                NotConnectedReason::MoreScopes { .. } => "more_scopes",
+            },
         }
     }
 }
@@ -100,7 +143,7 @@ enum Source {
         header: Option<(HeaderName, HeaderValue)>,
         kind: &'static str,
     },
-    Exchange(Box<Exchanged>),
+    Exchange(Arc<Exchanged>),
 }
 
 impl CredentialSource {
@@ -147,7 +190,7 @@ impl CredentialSource {
             }
             Credential::Exchange(exchange) => {
                 let exchanged = Exchanged::new(route, exchange, clock, metrics)?;
-                return Ok(Self(Source::Exchange(Box::new(exchanged))));
+                return Ok(Self(Source::Exchange(Arc::new(exchanged))));
             }
         };
         Ok(Self(Source::Fixed { header, kind }))
@@ -174,6 +217,7 @@ impl CredentialSource {
             Source::Fixed { header, kind } => Ok(OutboundCredential {
                 header: header.clone(),
                 kind,
+                recovery: None,
             }),
             Source::Exchange(exchanged) => {
                 let subject = subject
@@ -181,10 +225,7 @@ impl CredentialSource {
                     .ok_or(CredentialError::NoSubject)?;
                 // Boxed: requests that exchange nothing need no room for it.
                 let value = Box::pin(exchanged.obtain(subject, principal.expires)).await?;
-                Ok(OutboundCredential {
-                    header: Some((AUTHORIZATION, value)),
-                    kind: "exchange",
-                })
+                Ok(exchanged.credential(value, subject, principal.expires))
             }
         }
     }

@@ -98,13 +98,23 @@ pub enum Rejection {
     #[error("the upstream refused the gateway's credential; check the route's credential setting")]
     CredentialRefused,
     #[error(transparent)]
-    Upstream(#[from] UpstreamError),
+    Upstream(UpstreamError),
     #[error("the upstream's answer can't be used: {0}")]
     UpstreamNonsense(&'static str),
     #[error("the audit log can't be written; requests are refused until it can")]
     AuditStalled,
     #[error("something broke inside the gateway; the log has the details under this request id")]
     Panic,
+}
+
+impl From<UpstreamError> for Rejection {
+    fn from(error: UpstreamError) -> Self {
+        match error {
+            // Whether it failed before the request or after a first try of it is the same to the client.
+            UpstreamError::Credential(error) => Self::Credential(error),
+            error => Self::Upstream(error),
+        }
+    }
 }
 
 /// Members of a POST that policy refused, all of them.

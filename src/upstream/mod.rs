@@ -7,7 +7,9 @@
 //! 3. Exactly one credential leaves, the one handed in with a [`Permit`]; `Host` is the endpoint's (r46).
 //! 4. A 307 or 308 to the endpoint's own origin is followed; any other redirect would carry the credential to a stranger.
 //! 5. A command ([`stdio`]) has no endpoint that a request could be sent to: what speaks to its processes asks for them.
-//! 6. There is no total time: connecting, the head and silence between frames are bounded, each by its own setting.
+//! 6. A 401 is the credential's: where it can be had anew, the request is sent once more, to the same endpoint, and
+//!    whatever comes then is the answer (r27, r36).
+//! 7. There is no total time: connecting, the head and silence between frames are bounded, each by its own setting.
 
 mod balance;
 mod body;
@@ -34,7 +36,7 @@ use url::Url;
 pub use body::UpstreamBody;
 
 use crate::config;
-use crate::credential::OutboundCredential;
+use crate::credential::{CredentialError, OutboundCredential, Recover, wanted_scopes};
 use crate::policy::Permit;
 use balance::Balancer;
 use dial::Client;
@@ -139,6 +141,9 @@ pub enum UpstreamError {
     Redirect { endpoint: Arc<str> },
     #[error(transparent)]
     Process(#[from] StdioError),
+    /// The upstream refused the credential, and there is no other.
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
 }
 
 /// Why an upstream can't be set up.
@@ -308,10 +313,10 @@ impl Upstream {
         (0..self.endpoints.len()).any(|index| self.balancer.healthy(index))
     }
 
-    /// Sends one request.
+    /// Sends one request, and sends it again if only the credential was too old.
     ///
     /// # Errors
-    /// See [`UpstreamError`]; nothing was answered then.
+    /// See [`UpstreamError`]; nothing was answered then that anybody could use.
     pub async fn send(
         &self,
         permit: &Permit,
@@ -320,9 +325,49 @@ impl Upstream {
     ) -> Result<Sent, UpstreamError> {
         // The permit is demanded, not read: whoever has none can't call this.
         let _ = permit;
+        let sent = self.deliver(credential, &outbound).await?;
+        let refused = matches!(sent.response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        match &credential.recovery {
+            // Boxed: hardly any request needs the room.
+            Some(recovery) if refused => Box::pin(self.recover(&**recovery, outbound, sent)).await,
+            _ => Ok(sent),
+        }
+    }
+
+    async fn recover(
+        &self,
+        recovery: &dyn Recover,
+        outbound: Outbound<'_>,
+        mut sent: Sent,
+    ) -> Result<Sent, UpstreamError> {
+        if sent.response.status() == StatusCode::UNAUTHORIZED {
+            let Some(renewed) = recovery.recover().await? else {
+                return Ok(sent);
+            };
+            tracing::debug!(
+                endpoint = &*sent.name,
+                "the upstream refused a credential; asking again with another"
+            );
+            let again = Outbound {
+                endpoint: Some(sent.endpoint.clone()),
+                ..outbound
+            };
+            // Its connection is free again.
+            drop(sent);
+            sent = self.deliver(&renewed, &again).await?;
+        }
+        if sent.response.status() == StatusCode::FORBIDDEN
+            && let Some(scopes) = wanted_scopes(sent.response.headers())
+        {
+            recovery.wants(scopes).await?;
+        }
+        Ok(sent)
+    }
+
+    async fn deliver(&self, credential: &OutboundCredential, outbound: &Outbound<'_>) -> Result<Sent, UpstreamError> {
         if let Some(id) = &outbound.endpoint {
             let (index, endpoint) = self.find(id).ok_or(UpstreamError::UnknownEndpoint)?;
-            return match self.ask(index, credential, &outbound).await {
+            return match self.ask(index, credential, outbound).await {
                 Ok(sent) => Ok(sent),
                 Err(Failure::Connect) => Err(UpstreamError::Unavailable {
                     endpoint: endpoint.name.clone(),
@@ -347,7 +392,7 @@ impl Upstream {
                     None => UpstreamError::NoneHealthy,
                 });
             };
-            match self.ask(index, credential, &outbound).await {
+            match self.ask(index, credential, outbound).await {
                 Ok(sent) => return Ok(sent),
                 Err(Failure::Other(error)) => return Err(error),
                 Err(Failure::Connect) => tried.push(index),

@@ -85,6 +85,7 @@ pub fn credential() -> OutboundCredential {
     OutboundCredential {
         header: Some((http::HeaderName::from_static("x-api-key"), value)),
         kind: "header",
+        recovery: None,
     }
 }
 

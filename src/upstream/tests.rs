@@ -4,7 +4,12 @@ use http::HeaderValue;
 use http::header::{AUTHORIZATION, COOKIE, HOST};
 use http_body_util::BodyExt;
 
-use super::testing::{OK, Reporting, Server, config, get};
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use futures_util::future::BoxFuture;
+
+use super::testing::{OK, Reporting, Server, config, credential, get, permit};
 use super::*;
 
 fn ok(_head: &str) -> String {
@@ -187,4 +192,96 @@ async fn silence_within_a_body_ends_it() {
         .into_body();
     let error = body.collect().await.expect_err("it is not whole");
     assert!(error.is::<body::Idle>(), "{error}");
+}
+
+/// Hands out what it was given, one after the other, and remembers which scopes were wanted.
+#[derive(Default)]
+struct Renewals {
+    left: Mutex<VecDeque<&'static str>>,
+    wanted: Mutex<Vec<String>>,
+}
+
+impl Recover for Renewals {
+    fn recover(&self) -> BoxFuture<'_, Result<Option<OutboundCredential>, CredentialError>> {
+        let value = self.left.lock().expect("no panic").pop_front();
+        let renewed = value.map(|value| OutboundCredential {
+            header: Some((
+                http::HeaderName::from_static("x-api-key"),
+                HeaderValue::from_static(value),
+            )),
+            ..credential()
+        });
+        Box::pin(std::future::ready(Ok(renewed)))
+    }
+
+    fn wants(&self, scopes: Vec<String>) -> BoxFuture<'_, Result<(), CredentialError>> {
+        self.wanted.lock().expect("no panic").extend(scopes);
+        Box::pin(std::future::ready(Err(CredentialError::NoSubject)))
+    }
+}
+
+async fn with_renewals(server: &Server, renewals: &[&'static str]) -> (Result<Sent, UpstreamError>, Arc<Renewals>) {
+    let route = Reporting::new(&config(&[server.url()]));
+    let recovery = Arc::new(Renewals {
+        left: Mutex::new(renewals.iter().copied().collect()),
+        ..Renewals::default()
+    });
+    let credential = OutboundCredential {
+        recovery: Some(recovery.clone()),
+        ..credential()
+    };
+    let outbound = Outbound {
+        body: Bytes::new(),
+        ..get()
+    };
+    (route.upstream.send(&permit(), &credential, outbound).await, recovery)
+}
+
+const REFUSED: &str = "HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n";
+
+#[tokio::test]
+async fn r27_r36_a_refused_request_is_sent_once_more_and_its_answer_passes() {
+    let mut server = Server::start(|head: &str| match head.contains("x-api-key: new") {
+        true => OK.to_owned(),
+        false => REFUSED.to_owned(),
+    })
+    .await;
+    let (sent, _) = with_renewals(&server, &["new", "unused"]).await;
+    assert_eq!(text(sent.expect("an answer")).await, "ok");
+    assert!(server.heads.recv().await.expect("the first").contains("the-gates"));
+    assert!(
+        server
+            .heads
+            .recv()
+            .await
+            .expect("the second")
+            .contains("x-api-key: new")
+    );
+    assert!(server.heads.try_recv().is_err(), "no more than these");
+}
+
+#[tokio::test]
+async fn r27_a_second_401_is_the_answer() {
+    for (renewals, asked) in [(&["new", "another"][..], 2), (&[], 1)] {
+        let mut server = Server::start(|_: &str| REFUSED.to_owned()).await;
+        let (sent, _) = with_renewals(&server, renewals).await;
+        let status = sent.expect("an answer").response.status();
+        assert_eq!(status, StatusCode::UNAUTHORIZED);
+        let heads = std::iter::from_fn(|| server.heads.try_recv().ok()).count();
+        assert_eq!(heads, asked);
+    }
+}
+
+#[tokio::test]
+async fn scopes_that_are_wanted_are_told_to_who_can_get_them() {
+    let challenge = "HTTP/1.1 403 Forbidden\r\nwww-authenticate: Bearer error=\"insufficient_scope\", scope=\"a b\"\r\n\
+                     content-length: 0\r\n\r\n";
+    let server = Server::start(move |_: &str| challenge.to_owned()).await;
+    let (sent, recovery) = with_renewals(&server, &["new"]).await;
+    assert!(matches!(sent.err(), Some(UpstreamError::Credential(_))));
+    assert_eq!(*recovery.wanted.lock().expect("no panic"), ["a", "b"]);
+    let server = Server::start(|_: &str| "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n".to_owned()).await;
+    let (sent, recovery) = with_renewals(&server, &["new"]).await;
+    assert_eq!(sent.expect("an answer").response.status(), StatusCode::FORBIDDEN);
+    assert!(recovery.wanted.lock().expect("no panic").is_empty());
 }
