@@ -153,6 +153,8 @@ pub enum TokenFault {
     Inactive,
     /// No API key of this route's identities.
     UnknownApiKey,
+    /// An ID token that answers another sign-in.
+    Nonce,
 }
 
 impl TokenFault {
@@ -190,6 +192,7 @@ impl TokenFault {
             Self::Required => "required_claim",
             Self::Inactive => "inactive",
             Self::UnknownApiKey => "unknown_api_key",
+            Self::Nonce => "nonce",
         }
     }
 }

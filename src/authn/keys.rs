@@ -121,14 +121,14 @@ impl KeyRing {
                 let fetcher = Fetcher::of(identity, url, system_roots)?;
                 (Source::Jwks(fetcher, url.clone()), None)
             }
-            KeySource::Discovery => {
+            // Whoever asks about tokens needs keys for ID tokens alone, and only where users log in.
+            KeySource::Introspection(_) if identity.login.is_none() => (Source::Fixed, None),
+            KeySource::Discovery | KeySource::Introspection(_) => {
                 let url = discovery::issuer_url(identity)?;
                 (Source::Discovery(Fetcher::of(identity, &url, system_roots)?), None)
             }
             // These vouch without keys of an issuer; a ring for one has none, and lets nobody in.
-            KeySource::Introspection(_) | KeySource::ApiKeys(_) | KeySource::ClientCertificates(_) => {
-                (Source::Fixed, None)
-            }
+            KeySource::ApiKeys(_) | KeySource::ClientCertificates(_) => (Source::Fixed, None),
         };
         let at = clock.now();
         Ok(Arc::new(Self {

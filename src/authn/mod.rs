@@ -25,6 +25,7 @@ pub(crate) mod discovery;
 pub mod dpop;
 mod error;
 pub(crate) mod fetch;
+mod id_token;
 pub mod inspect;
 mod introspection;
 mod introspector;
@@ -49,6 +50,7 @@ pub use challenge::Challenge;
 pub use check::{AuthnCheck, Known};
 pub use dpop::{ProofFault, Sender};
 pub use error::{AuthnError, CertificateFault, SetupError, TokenFault};
+pub use id_token::SignedIn;
 pub use principal::Principal;
 
 use crate::clock::Clock;
@@ -132,6 +134,8 @@ pub struct Authenticator {
 struct Voucher {
     identity: Arc<Identity>,
     means: Means,
+    /// For the ID tokens of users who log in, where `means` has no keys for them.
+    login: Option<Arc<KeyRing>>,
 }
 
 enum Means {
@@ -199,9 +203,16 @@ impl Authenticator {
                     )?)),
                     _ => Means::Keys(KeyRing::new(identity, system_roots, clock.clone(), events.clone())?),
                 };
+                let login = match (&means, &identity.login) {
+                    (Means::Introspection(_), Some(_)) => {
+                        Some(KeyRing::new(identity, system_roots, clock.clone(), events.clone())?)
+                    }
+                    _ => None,
+                };
                 Ok(Voucher {
                     identity: identity.clone(),
                     means,
+                    login,
                 })
             })
             .collect::<Result<_, SetupError>>()?;
@@ -226,6 +237,9 @@ impl Authenticator {
                 Means::ApiKeys(file) => drop(tasks.spawn(file.clone().keep_fresh())),
                 // Its bundle is read again with the configuration.
                 Means::Certificates(_) => {}
+            }
+            if let Some(keys) = &voucher.login {
+                tasks.spawn(keys.clone().keep_fresh());
             }
         }
         tasks

@@ -32,7 +32,7 @@ pub(super) struct Token<'a> {
     pub(super) kid: Option<String>,
     signed: &'a str,
     signature: &'a str,
-    claims: Map<String, Value>,
+    pub(super) claims: Map<String, Value>,
 }
 
 impl<'a> Token<'a> {

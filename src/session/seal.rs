@@ -39,16 +39,22 @@ pub enum Purpose {
     DpopNonce,
     /// `requestState` of a call that waits for its caller's input.
     RequestState,
+    /// Who is signed in to the gateway's pages.
+    Visitor,
+    /// A sign-in to them under way.
+    SignIn,
 }
 
 impl Purpose {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::Session,
         Self::SseSession,
         Self::Task,
         Self::AuditArguments,
         Self::DpopNonce,
         Self::RequestState,
+        Self::Visitor,
+        Self::SignIn,
     ];
 
     fn label(self) -> &'static [u8] {
@@ -59,6 +65,8 @@ impl Purpose {
             Self::AuditArguments => b"audit-arguments",
             Self::DpopNonce => b"dpop-nonce",
             Self::RequestState => b"request-state",
+            Self::Visitor => b"visitor",
+            Self::SignIn => b"sign-in",
         }
     }
 }
