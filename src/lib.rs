@@ -21,7 +21,7 @@
 //! | balance, dial, send | [`upstream`] | which server answers |
 //! | reply to caller | [`reply`] | what of the answer the caller may see |
 //!
-//! Across all of them: [`config`], [`secret`], [`clock`], [`telemetry`], [`admin`], [`cli`] and [`gateway`], which turns
+//! Across all of them: [`config`], [`secret`], [`clock`], [`store`], [`telemetry`], [`admin`], [`cli`] and [`gateway`], which turns
 //! a [`config::Config`] into a running service.
 
 pub mod admin;
@@ -47,5 +47,6 @@ pub mod route;
 pub mod secret;
 pub mod session;
 pub mod stack;
+pub mod store;
 pub mod telemetry;
 pub mod upstream;

@@ -5,7 +5,9 @@
 //! 2. Each purpose has its own subkeys (HKDF-SHA256, RFC 5869), so one configured key serves them all.
 //! 3. AES-256-GCM-SIV (RFC 8452) with a random nonce: a repeated nonce, however unlikely, reveals only equality.
 //! 4. Whatever is wrong with a text, the answer is one and the same [`SealError::Invalid`].
-//! 5. The first key seals, all open: rotation is to put a new key in front and drop the old one when sessions are gone.
+//! 5. A row of the store is sealed likewise, in bytes, of any length, and bound to its place: what says where it stands is
+//!    authenticated with it, so whoever can write to the database can't give one person another's row.
+//! 6. The first key seals, all open: rotation is to put a new key in front and drop the old one when sessions are gone.
 
 use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::{hkdf, hmac, rand};
@@ -43,10 +45,12 @@ pub enum Purpose {
     Visitor,
     /// A sign-in to them under way.
     SignIn,
+    /// A row of the store.
+    StoredRow,
 }
 
 impl Purpose {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Session,
         Self::SseSession,
         Self::Task,
@@ -55,6 +59,7 @@ impl Purpose {
         Self::RequestState,
         Self::Visitor,
         Self::SignIn,
+        Self::StoredRow,
     ];
 
     fn label(self) -> &'static [u8] {
@@ -67,6 +72,7 @@ impl Purpose {
             Self::RequestState => b"request-state",
             Self::Visitor => b"visitor",
             Self::SignIn => b"sign-in",
+            Self::StoredRow => b"stored-row",
         }
     }
 }
@@ -116,18 +122,24 @@ impl Sealer {
         if plaintext.len() > MAX_PLAINTEXT {
             return Err(SealError::TooLong);
         }
+        Ok(URL_SAFE_NO_PAD.encode(self.seal_row(purpose, &[], plaintext)))
+    }
+
+    /// Seals `plaintext`, of any length, together with what it must be found with, using the first key.
+    pub fn seal_row(&self, purpose: Purpose, place: &[u8], plaintext: &[u8]) -> Vec<u8> {
         let keys = &self.keys[0];
+        // The text is sealed where it lies, so nothing of it is left in memory.
         let mut body = Vec::with_capacity(plaintext.len() + TAG_LEN);
         body.extend_from_slice(plaintext);
         let nonce = keys.ciphers[purpose as usize]
-            .seal_in_place_append_tag(Aad::from(associated(&keys.id, purpose)), &mut body)
-            .expect("a bounded text can be sealed");
+            .seal_in_place_append_tag(Aad::from(associated(&keys.id, purpose, place)), &mut body)
+            .expect("AES-GCM-SIV seals up to 2^36 bytes");
         let mut sealed = Vec::with_capacity(HEAD_LEN + body.len());
         sealed.push(VERSION);
         sealed.extend_from_slice(&keys.id);
         sealed.extend_from_slice(nonce.as_ref());
         sealed.extend_from_slice(&body);
-        Ok(URL_SAFE_NO_PAD.encode(sealed))
+        sealed
     }
 
     /// Opens what [`Sealer::seal`] made for the same purpose.
@@ -138,7 +150,20 @@ impl Sealer {
         if sealed.len() > MAX_SEALED {
             return Err(SealError::Invalid);
         }
-        let mut sealed = URL_SAFE_NO_PAD.decode(sealed).map_err(|_| SealError::Invalid)?;
+        let sealed = URL_SAFE_NO_PAD.decode(sealed).map_err(|_| SealError::Invalid)?;
+        self.open_row(purpose, &[], sealed).map(|plaintext| plaintext.to_vec())
+    }
+
+    /// Opens what [`Sealer::seal_row`] made for the same purpose and place.
+    ///
+    /// # Errors
+    /// [`SealError::Invalid`], whatever the fault.
+    pub fn open_row(
+        &self,
+        purpose: Purpose,
+        place: &[u8],
+        mut sealed: Vec<u8>,
+    ) -> Result<Zeroizing<Vec<u8>>, SealError> {
         if sealed.len() < HEAD_LEN + TAG_LEN || sealed[0] != VERSION {
             return Err(SealError::Invalid);
         }
@@ -149,9 +174,19 @@ impl Sealer {
         let keys = self.keys.iter().find(|keys| keys.id == id).unwrap_or(&self.keys[0]);
         let nonce = Nonce::try_assume_unique_for_key(nonce).expect("the rest of the head is the nonce");
         keys.ciphers[purpose as usize]
-            .open_in_place(nonce, Aad::from(associated(&id, purpose)), body)
-            .map(|plaintext| plaintext.to_vec())
+            .open_in_place(nonce, Aad::from(associated(&id, purpose, place)), body)
+            .map(|plaintext| Zeroizing::new(plaintext.to_vec()))
             .map_err(|_| SealError::Invalid)
+    }
+
+    /// The id of the key that sealed a row; empty when it is none.
+    pub fn key_of(sealed: &[u8]) -> &[u8] {
+        sealed.get(1..=KEY_ID_LEN).unwrap_or_default()
+    }
+
+    /// The ids of all keys; the first seals. They tell nothing of the keys.
+    pub fn key_ids(&self) -> impl Iterator<Item = &[u8]> {
+        self.keys.iter().map(|keys| keys.id.as_slice())
     }
 
     /// HMAC-SHA256 under the purpose's subkey of the first key: equal inputs can be recognised, and nothing be read.
@@ -193,9 +228,10 @@ fn expand(root: &hkdf::Prk, info: &[&[u8]]) -> Zeroizing<[u8; 32]> {
     subkey
 }
 
-/// What is authenticated and not encrypted; the purpose comes last, as the only part of varying length.
-fn associated(id: &[u8; KEY_ID_LEN], purpose: Purpose) -> Vec<u8> {
-    [&[VERSION], id.as_slice(), purpose.label()].concat()
+/// What is authenticated and not encrypted. Purpose and place vary in length; as each purpose has a key of its own, no
+/// other pair can read the same.
+fn associated(id: &[u8; KEY_ID_LEN], purpose: Purpose, place: &[u8]) -> Vec<u8> {
+    [&[VERSION], id.as_slice(), purpose.label(), place].concat()
 }
 
 /// A key from the system's generator.

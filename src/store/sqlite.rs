@@ -1,0 +1,197 @@
+//! Opening the SQLite file of a state directory.
+//!
+//! 1. The file is made with mode 0600 before SQLite sees it, and SQLite gives its log (`-wal`) and index (`-shm`) the same.
+//!    A file that others may read is refused.
+//! 2. One process at a time opens: the directory is locked meanwhile, so two don't both make the tables.
+//! 3. A damaged file is put aside, as `portcullis.db.corrupt-TIME` with its log, and never written over: it may be mended
+//!    (`sqlite3 FILE .recover`) or restored. The gateway then begins an empty one, for a gateway that doesn't start serves
+//!    nobody, and who was connected can connect again. While another process has the file open nothing is moved.
+//! 4. While SQLite has the file open in this process it isn't opened otherwise: closing any descriptor of it would end
+//!    SQLite's locks (<https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>).
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use sqlx::SqlitePool;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::error::{Fault, StoreError};
+use super::{LIMIT, PATIENCE, Pool, schema};
+use crate::clock::Clock;
+
+const NAME: &str = "portcullis.db";
+/// Readers don't wait for the writer, and of writers there is one at a time anyway.
+const CONNECTIONS: u32 = 4;
+/// Files larger than this aren't read through at every start, which would take seconds.
+const MAX_CHECKED: u64 = 256 * 1024 * 1024;
+const AGAIN: Duration = Duration::from_millis(10);
+
+/// Held while this process has the file open: a lock that processes share.
+pub(super) struct InUse(File);
+
+pub(super) async fn open(directory: &Path, clock: &Clock) -> Result<(Pool, Arc<str>), StoreError> {
+    let path = std::path::absolute(directory)
+        .unwrap_or_else(|_| directory.to_owned())
+        .join(NAME);
+    let place: Arc<str> = path.display().to_string().into();
+    match timeout(LIMIT, open_file(&path, clock))
+        .await
+        .unwrap_or(Err(Fault::Slow))
+    {
+        Ok(pool) => Ok((pool, place)),
+        Err(fault) => Err(StoreError { place, fault }),
+    }
+}
+
+async fn open_file(path: &Path, clock: &Clock) -> Result<Pool, Fault> {
+    let directory = path.parent().expect("the path was joined to a directory");
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(files)?;
+    let opening = File::open(directory).map_err(files)?;
+    lock(&opening).await?;
+    let in_use = in_use(path).map_err(files)?;
+    ready(path)?;
+    let pool = match connect(path).await {
+        Err(Fault::Corrupt(why)) => {
+            let aside = quarantine(path, &in_use, &why, clock)?;
+            tracing::error!(
+                "{}: the file is damaged ({why}) and was put aside as {}; an empty one is begun, and who was connected must connect again, unless you stop the gateway and restore a backup",
+                path.display(),
+                aside.display()
+            );
+            ready(path)?;
+            connect(path).await?
+        }
+        other => other?,
+    };
+    Ok(Pool::Sqlite { pool, _in_use: in_use })
+}
+
+/// Waits for others that are opening.
+async fn lock(opening: &File) -> Result<(), Fault> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match flock(opening, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < until => sleep(AGAIN).await,
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Fault::Busy),
+            Err(error) => return Err(files(error.into())),
+        }
+    }
+}
+
+fn in_use(path: &Path) -> io::Result<InUse> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(beside(path, ".lock"))?;
+    flock(&file, FlockOperation::LockShared)?;
+    Ok(InUse(file))
+}
+
+/// Sees that a file is there that is nobody else's.
+fn ready(path: &Path) -> Result<(), Fault> {
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    match made {
+        Ok(file) => file.sync_all().map_err(files),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let found = path.symlink_metadata().map_err(files)?;
+            let mode = found.mode() & 0o7777;
+            if !found.is_file() {
+                return Err(Fault::NoFile);
+            }
+            if mode & 0o077 != 0 {
+                return Err(Fault::TooOpen(mode));
+            }
+            Ok(())
+        }
+        Err(error) => Err(files(error)),
+    }
+}
+
+async fn connect(path: &Path) -> Result<SqlitePool, Fault> {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(false)
+        .journal_mode(SqliteJournalMode::Wal)
+        // An answer that a token is stored must hold after the power fails.
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(PATIENCE)
+        .pragma("trusted_schema", "OFF")
+        .pragma("cell_size_check", "ON");
+    let pool = SqlitePoolOptions::new()
+        .max_connections(CONNECTIONS)
+        .acquire_timeout(PATIENCE)
+        // A connection to a file doesn't break.
+        .test_before_acquire(false)
+        .connect_with(options)
+        .await?;
+    match check(&pool, path).await {
+        Ok(()) => Ok(pool),
+        Err(fault) => {
+            pool.close().await;
+            Err(fault)
+        }
+    }
+}
+
+async fn check(pool: &SqlitePool, path: &Path) -> Result<(), Fault> {
+    if path.symlink_metadata().map_err(files)?.len() <= MAX_CHECKED {
+        let (found,): (String,) = sqlx::query_as("PRAGMA quick_check(1)").fetch_one(pool).await?;
+        if found != "ok" {
+            return Err(Fault::Corrupt(super::error::cut(&found)));
+        }
+    }
+    schema::of_sqlite(pool).await
+}
+
+fn quarantine(path: &Path, in_use: &InUse, why: &str, clock: &Clock) -> Result<PathBuf, Fault> {
+    if flock(&in_use.0, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Err(Fault::CorruptInUse(why.to_owned()));
+    }
+    let now = clock.now();
+    // Two in one second, or a clock that was set back: never over what was put aside before.
+    let aside = (0..1000)
+        .map(|again| match again {
+            0 => format!(".corrupt-{now}"),
+            again => format!(".corrupt-{now}-{again}"),
+        })
+        .map(|suffix| beside(path, &suffix))
+        .find(|aside| aside.symlink_metadata().is_err())
+        .ok_or_else(|| Fault::Corrupt(why.to_owned()))?;
+    // The log first: were the gateway killed in between, the file would meet an empty log and not another's.
+    for suffix in ["-wal", "-shm", ""] {
+        match std::fs::rename(beside(path, suffix), beside(&aside, suffix)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(files(error)),
+            _ => {}
+        }
+    }
+    let directory = path.parent().expect("the path was joined to a directory");
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(files)?;
+    flock(&in_use.0, FlockOperation::LockShared).map_err(|error| files(error.into()))?;
+    Ok(aside)
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+fn files(error: io::Error) -> Fault {
+    Fault::Files(error.to_string())
+}
