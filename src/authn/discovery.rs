@@ -8,9 +8,9 @@ use serde_json::Value;
 use url::Url;
 
 use super::SetupError;
-use super::fetch::{FetchError, Fetcher};
 use super::strict_json;
 use crate::config::Identity;
+use crate::oauth::fetch::{FetchError, Fetcher};
 
 /// Why an issuer's address for something isn't known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -103,7 +103,9 @@ fn read(
         return Err(TokenFault::Required);
     }
     let subject = claims::first(claims, &identity.claims.subject).and_then(Value::as_str);
-    let subject = subject.filter(|subject| !subject.is_empty()).ok_or(TokenFault::Subject)?;
+    let subject = subject
+        .filter(|subject| !subject.is_empty())
+        .ok_or(TokenFault::Subject)?;
     let name = NAMES.into_iter().find_map(says).filter(|name| !name.is_empty());
     Ok(SignedIn {
         subject: subject.to_owned(),
@@ -173,7 +175,10 @@ mod tests {
             assert_eq!(with(bad.clone()), Err(fault), "{bad}");
         }
         let mut strict = testing::identity("corp", "https://login.example.com");
-        strict.claims.require.insert("hd".to_owned(), vec!["example.com".to_owned()]);
+        strict
+            .claims
+            .require
+            .insert("hd".to_owned(), vec!["example.com".to_owned()]);
         let claims = good.as_object().unwrap();
         assert_eq!(read(&strict, claims, "gate", "n", 950), Err(TokenFault::Required));
     }

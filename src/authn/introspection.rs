@@ -14,19 +14,20 @@
 use std::sync::Arc;
 
 use http::HeaderValue;
-use rustls::RootCertStore;
+use http::header::AUTHORIZATION;
 use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 use url::{Url, form_urlencoded};
 use zeroize::Zeroizing;
 
 use super::discovery::{self, DiscoveryError};
-use super::fetch::{FetchError, Fetcher};
+use super::fetch;
 use super::verify::{self, Verified};
 use super::{SetupError, TokenFault, strict_json};
 use crate::clock::UnixSeconds;
 use crate::config::{ClientAuth, Identity, Introspection};
-use crate::credential::basic;
+use crate::oauth::client::basic;
+use crate::oauth::fetch::{Answered, FetchError, Fetcher, Request};
 
 /// Largest answer, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -66,11 +67,7 @@ pub(super) enum Answer {
 
 impl Endpoint {
     /// Prepares the question; asks nobody.
-    pub(super) fn new(
-        identity: &Arc<Identity>,
-        config: &Introspection,
-        system_roots: impl FnOnce() -> RootCertStore,
-    ) -> Result<Self, SetupError> {
+    pub(super) fn new(identity: &Arc<Identity>, config: &Introspection) -> Result<Self, SetupError> {
         let base = match &config.endpoint {
             Some(url) => url.clone(),
             None => discovery::issuer_url(identity)?,
@@ -88,7 +85,7 @@ impl Endpoint {
         Ok(Self {
             identity: identity.clone(),
             default_audiences: config.default_audiences.clone(),
-            fetcher: Fetcher::of(identity, &base, system_roots)?,
+            fetcher: fetch::fetcher(identity, &base)?,
             configured: config.endpoint.clone(),
             found: Mutex::default(),
             fields: Zeroizing::new(fields.finish()),
@@ -121,8 +118,11 @@ impl Endpoint {
         let mut form = Zeroizing::new(self.fields.to_string());
         form.push_str("&token=");
         form.extend(form_urlencoded::byte_serialize(token.as_bytes()));
-        let answer = self.fetcher.post(&url, &form, self.authorization.as_ref()).await;
-        let answer = match answer {
+        let mut request = Request::form(url.clone(), Zeroizing::new(form.as_bytes().to_vec()));
+        if let Some(authorization) = &self.authorization {
+            request.headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        let answer = match self.fetcher.ask(request).await.and_then(Answered::success) {
             Ok(answer) => answer,
             Err(source) => {
                 // It may have moved.

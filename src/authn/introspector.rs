@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use moka::future::Cache;
-use rustls::RootCertStore;
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
@@ -71,14 +70,13 @@ impl Introspector {
     pub(super) fn new(
         identity: &Arc<Identity>,
         config: &Introspection,
-        system_roots: impl FnOnce() -> RootCertStore,
         roles: Arc<Roles>,
         clock: Clock,
         events: AuthEvents,
     ) -> Result<Arc<Self>, SetupError> {
         Ok(Arc::new(Self {
             identity: identity.name.clone(),
-            endpoint: Endpoint::new(identity, config, system_roots)?,
+            endpoint: Endpoint::new(identity, config)?,
             keep: config.cache.as_secs(),
             open: Semaphore::new(MAX_OPEN),
             cache: Cache::builder()

@@ -16,15 +16,15 @@ use arc_swap::ArcSwapOption;
 use aws_lc_rs::rand;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
-use rustls::RootCertStore;
 use url::Url;
 
 use super::discovery::{self, DiscoveryError};
-use super::fetch::{FetchError, Fetcher};
+use super::fetch;
 use super::jwks::{JwksError, KeySet};
 use super::{AuthEvent, AuthEvents, SetupError};
 use crate::clock::{Clock, UnixSeconds};
 use crate::config::{Identity, KeySource};
+use crate::oauth::fetch::{FetchError, Fetcher};
 
 /// Seconds between two fetches for unknown key ids.
 const DEBOUNCE: u64 = 10;
@@ -95,12 +95,7 @@ enum RefreshError {
 
 impl KeyRing {
     /// Reads key and CA files; asks nobody.
-    pub(super) fn new(
-        identity: &Identity,
-        system_roots: impl FnOnce() -> RootCertStore,
-        clock: Clock,
-        events: AuthEvents,
-    ) -> Result<Arc<Self>, SetupError> {
+    pub(super) fn new(identity: &Identity, clock: Clock, events: AuthEvents) -> Result<Arc<Self>, SetupError> {
         let name = &identity.name;
         let (source, keys) = match &identity.keys {
             KeySource::SharedSecret(secret) => (Source::Fixed, Some(KeySet::shared_secret(secret.expose().as_bytes()))),
@@ -118,14 +113,14 @@ impl KeyRing {
                 (Source::File(path.clone()), Some(keys))
             }
             KeySource::JwksUri(url) => {
-                let fetcher = Fetcher::of(identity, url, system_roots)?;
+                let fetcher = fetch::fetcher(identity, url)?;
                 (Source::Jwks(fetcher, url.clone()), None)
             }
             // Whoever asks about tokens needs keys for ID tokens alone, and only where users log in.
             KeySource::Introspection(_) if identity.login.is_none() => (Source::Fixed, None),
             KeySource::Discovery | KeySource::Introspection(_) => {
                 let url = discovery::issuer_url(identity)?;
-                (Source::Discovery(Fetcher::of(identity, &url, system_roots)?), None)
+                (Source::Discovery(fetch::fetcher(identity, &url)?), None)
             }
             // These vouch without keys of an issuer; a ring for one has none, and lets nobody in.
             KeySource::ApiKeys(_) | KeySource::ClientCertificates(_) => (Source::Fixed, None),

@@ -40,7 +40,7 @@ pub(crate) mod testing;
 mod tests;
 mod verify;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use http::HeaderMap;
@@ -174,8 +174,6 @@ impl Authenticator {
         clock: Clock,
         events: AuthEvents,
     ) -> Result<Arc<Self>, SetupError> {
-        let system_roots = OnceLock::new();
-        let system_roots = || system_roots.get_or_init(fetch::system_roots).clone();
         let vouchers = identities
             .iter()
             .map(|identity| {
@@ -183,7 +181,6 @@ impl Authenticator {
                     KeySource::Introspection(config) => Means::Introspection(Introspector::new(
                         identity,
                         config,
-                        system_roots,
                         roles.clone(),
                         clock.clone(),
                         events.clone(),
@@ -201,12 +198,10 @@ impl Authenticator {
                         roles.clone(),
                         clock.clone(),
                     )?)),
-                    _ => Means::Keys(KeyRing::new(identity, system_roots, clock.clone(), events.clone())?),
+                    _ => Means::Keys(KeyRing::new(identity, clock.clone(), events.clone())?),
                 };
                 let login = match (&means, &identity.login) {
-                    (Means::Introspection(_), Some(_)) => {
-                        Some(KeyRing::new(identity, system_roots, clock.clone(), events.clone())?)
-                    }
+                    (Means::Introspection(_), Some(_)) => Some(KeyRing::new(identity, clock.clone(), events.clone())?),
                     _ => None,
                 };
                 Ok(Voucher {

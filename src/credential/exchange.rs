@@ -10,8 +10,6 @@
 
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, StatusCode};
 use reqwest::redirect;
@@ -24,6 +22,7 @@ use zeroize::Zeroizing;
 
 use super::{CredentialError, SetupError};
 use crate::config::{ClientProof, Exchange};
+use crate::oauth::client::basic;
 use crate::secret::Secret;
 
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
@@ -241,20 +240,6 @@ fn unreachable(error: &reqwest::Error) -> CredentialError {
     })
 }
 
-/// RFC 6749 section 2.3.1: both halves are form-encoded before they are joined.
-pub(crate) fn basic(client_id: &str, secret: &Secret) -> HeaderValue {
-    let encode = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
-    let pair = Zeroizing::new(format!(
-        "{}:{}",
-        encode(client_id),
-        *Zeroizing::new(encode(secret.expose()))
-    ));
-    let text = Zeroizing::new(format!("Basic {}", STANDARD.encode(pair.as_bytes())));
-    let mut value = HeaderValue::from_str(&text).expect("base64 can stand in a header");
-    value.set_sensitive(true);
-    value
-}
-
 fn is_secure(url: &url::Url) -> bool {
     match (url.scheme(), url.host()) {
         ("https", Some(_)) => true,
@@ -296,6 +281,9 @@ fn tls(config: &Exchange) -> Result<rustls::ClientConfig, String> {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::super::fake_issuer::FakeIssuer;
     use super::*;
 

@@ -29,7 +29,6 @@ use crate::telemetry::Metrics;
 
 use cache::Exchanged;
 pub use check::{CredentialCheck, Funded};
-pub(crate) use exchange::basic;
 pub(crate) use recovery::{Recover, wanted_scopes};
 
 /// What one request carries to the upstream. Has no `Debug`: it is a secret.

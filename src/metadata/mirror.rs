@@ -11,7 +11,7 @@
 //!    fetched is waited for, [`PATIENCE`] at most.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,9 +19,10 @@ use tokio::sync::watch;
 
 use crate::authn::SetupError;
 use crate::authn::discovery::{self, DiscoveryError, Form};
-use crate::authn::fetch::{self, FetchError, Fetcher};
+use crate::authn::fetch;
 use crate::clock::{Clock, UnixSeconds};
 use crate::config::Identity;
+use crate::oauth::fetch::{FetchError, Fetcher};
 
 /// Seconds that a copy is served without asking again.
 const FRESH: u64 = 5 * 60;
@@ -70,7 +71,6 @@ impl Mirrors {
     /// # Errors
     /// When a CA file can't be used.
     pub fn new(identities: &[Arc<Identity>], clock: &Clock) -> Result<Self, SetupError> {
-        let system_roots = OnceLock::new();
         let mut mirrors = Self::default();
         for identity in identities {
             let Ok(url) = discovery::issuer_url(identity) else {
@@ -79,7 +79,7 @@ impl Mirrors {
             if mirrors.of(&identity.issuer).is_some() {
                 continue;
             }
-            let fetcher = match Fetcher::of(identity, &url, || system_roots.get_or_init(fetch::system_roots).clone()) {
+            let fetcher = match fetch::fetcher(identity, &url) {
                 Ok(fetcher) => fetcher,
                 // Whoever has the issuer's keys in a file needs no issuer that can be asked.
                 Err(SetupError::Address { .. }) => continue,

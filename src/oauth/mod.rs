@@ -5,6 +5,12 @@
 //! 2. Times are absolute and saturate (r16). A login's token without an end is good until an upstream refuses it (r15).
 //! 3. Nothing that an issuer chose reaches an error's text: its codes are matched against the registered ones.
 
+pub mod client;
+pub mod fetch;
+mod identity;
+pub mod signer;
+pub mod token;
+
 use serde::{Deserialize, Serialize};
 use url::Url;
 

@@ -47,6 +47,8 @@ pub enum Purpose {
     SignIn,
     /// A row of the store.
     StoredRow,
+    /// The gateway's own keys that sign assertions.
+    SigningKey,
 }
 
 impl Purpose {
@@ -60,6 +62,7 @@ impl Purpose {
         Self::Visitor,
         Self::SignIn,
         Self::StoredRow,
+        Self::SigningKey,
     ];
 
     fn label(self) -> &'static [u8] {
@@ -73,6 +76,7 @@ impl Purpose {
             Self::Visitor => b"visitor",
             Self::SignIn => b"sign-in",
             Self::StoredRow => b"stored-row",
+            Self::SigningKey => b"signing-key",
         }
     }
 }
@@ -189,11 +193,22 @@ impl Sealer {
         self.keys.iter().map(|keys| keys.id.as_slice())
     }
 
+    /// What `make` builds of HMACs under the purpose's subkey, of each key in order: keys of another kind, say.
+    pub fn derived<T>(&self, purpose: Purpose, make: impl Fn(&dyn Fn(&[u8]) -> Zeroizing<[u8; 32]>) -> T) -> Vec<T> {
+        let macs = self.keys.iter().map(|keys| &keys.macs[purpose as usize]);
+        let made = macs.map(|mac| make(&|bytes| Zeroizing::new(tag(mac, bytes))));
+        made.collect()
+    }
+
     /// HMAC-SHA256 under the purpose's subkey of the first key: equal inputs can be recognised, and nothing be read.
     pub fn hmac(&self, purpose: Purpose, bytes: &[u8]) -> [u8; 32] {
-        let tag = hmac::sign(&self.keys[0].macs[purpose as usize], bytes);
-        tag.as_ref().try_into().expect("HMAC-SHA256 has 32 bytes")
+        tag(&self.keys[0].macs[purpose as usize], bytes)
     }
+}
+
+fn tag(mac: &hmac::Key, bytes: &[u8]) -> [u8; 32] {
+    let tag = hmac::sign(mac, bytes);
+    tag.as_ref().try_into().expect("HMAC-SHA256 has 32 bytes")
 }
 
 impl Keys {
