@@ -26,6 +26,7 @@ use crate::rights::Rights;
 use crate::route::Route;
 use crate::session::Streams;
 use crate::telemetry::{Audit, Metrics};
+use crate::upstream::BreakerState;
 
 /// How long calls in flight may take to finish once the gateway is told to stop.
 const GRACE: Duration = Duration::from_secs(30);
@@ -323,6 +324,7 @@ fn route_status(route: &Route, authenticator: &Authenticator) -> RouteStatus {
             .map(|endpoint| EndpointStatus {
                 url: endpoint.url,
                 healthy: endpoint.healthy,
+                breaker: endpoint.breaker.map(BreakerState::as_str),
                 last_error: endpoint.last_error,
             })
             .collect(),

@@ -36,7 +36,7 @@ use crate::route::Route;
 use crate::session::{self, Sealer, Streams};
 use crate::stack::{Parts, stack};
 use crate::telemetry::{Audit, Metrics};
-use crate::upstream::{Upstream, UpstreamEvent};
+use crate::upstream::{BreakerState, Upstream, UpstreamEvent};
 
 /// How often the age of the issuers' keys is written down.
 const AGES: Duration = Duration::from_secs(5);
@@ -353,5 +353,13 @@ fn upstream_events(metrics: Arc<crate::telemetry::RouteMetrics>) -> crate::upstr
     Arc::new(move |event| match event {
         UpstreamEvent::Connected { ok } => metrics.upstream_connect(if ok { "ok" } else { "error" }),
         UpstreamEvent::Health { endpoint, healthy } => metrics.upstream_healthy(endpoint, healthy),
+        UpstreamEvent::Breaker { endpoint, state } => metrics.breaker_state(
+            endpoint,
+            match state {
+                BreakerState::Closed => 0,
+                BreakerState::HalfOpen => 1,
+                BreakerState::Open => 2,
+            },
+        ),
     })
 }

@@ -62,7 +62,11 @@ pub struct ProcessesStatus {
 pub struct EndpointStatus {
     /// Without userinfo and query.
     pub url: String,
+    /// As health checks and connecting say.
     pub healthy: bool,
+    /// `closed`, `half_open` or `open`; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub breaker: Option<&'static str>,
     pub last_error: Option<String>,
 }
 

@@ -206,8 +206,8 @@ fn diagnostics_are_these() {
             "p.yaml:5:46: routes.r.upstream.transport: stdio and command go together; set command for a server over stdio; drop transport for any other",
         ),
         (
-            "routes:\n  r:\n    path: /m\n    anonymous: true\n    upstream: {urls: 'http://h/', breaker: {}}",
-            "p.yaml:5:35: routes.r.upstream.breaker: unknown key \"breaker\"; known here: urls, transport, era, command, env, directory, shared, processes, process_idle_timeout, balance, health, ca, client_certificate, client_key, response_timeout, forward_headers, connect_timeout, idle_timeout",
+            "routes:\n  r:\n    path: /m\n    anonymous: true\n    upstream: {urls: 'http://h/', circuit: {}}",
+            "p.yaml:5:35: routes.r.upstream.circuit: unknown key \"circuit\"; known here: urls, transport, era, command, env, directory, shared, processes, process_idle_timeout, balance, health, breaker, ca, client_certificate, client_key, response_timeout, forward_headers, connect_timeout, idle_timeout",
         ),
         (
             "routes:\n  r:\n    path: /m\n    anonymous: true\n    upstream: {urls: 'http://h/', forward_headers: [x-a, Authorization]}",

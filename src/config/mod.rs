@@ -362,6 +362,8 @@ pub struct Upstream {
     pub ca: Option<PathBuf>,
     pub client_certificate: Option<PathBuf>,
     pub client_key: Option<PathBuf>,
+    /// None where it is turned off.
+    pub breaker: Option<Breaker>,
     pub connect_timeout: Duration,
     /// Until the response head; `None` waits for ever, as hours-long calls may.
     pub response_timeout: Option<Duration>,
@@ -421,6 +423,14 @@ pub enum Balance {
 pub struct Health {
     pub check: HealthCheck,
     pub interval: Duration,
+}
+
+/// When an endpoint that keeps failing is left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Breaker {
+    /// In a row.
+    pub failures: NonZeroU32,
+    pub cooldown: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -216,12 +216,21 @@ impl<'a> Section<'a> {
 
     /// A whole number from 1 to a million.
     pub fn count(&self, key: &'static str, about: &str) -> Option<usize> {
+        self.count_from(1, key, about)
+    }
+
+    /// The same, or 0.
+    pub fn count_or_zero(&self, key: &'static str, about: &str) -> Option<usize> {
+        self.count_from(0, key, about)
+    }
+
+    fn count_from(&self, least: usize, key: &'static str, about: &str) -> Option<usize> {
         self.typed(
             key,
-            json!({"type": "integer", "minimum": 1, "maximum": MAX_COUNT, "description": about}),
+            json!({"type": "integer", "minimum": least, "maximum": MAX_COUNT, "description": about}),
             |scalar| match scalar.text.parse() {
-                Ok(count) if (1..=MAX_COUNT).contains(&count) && !scalar.quoted => Ok(count),
-                _ => Err("use a whole number from 1 to 1000000".to_owned()),
+                Ok(count) if (least..=MAX_COUNT).contains(&count) && !scalar.quoted => Ok(count),
+                _ => Err(format!("use a whole number from {least} to {MAX_COUNT}")),
             },
         )
         .map(|at| at.value)

@@ -21,10 +21,11 @@ use crate::secret::Secret;
 /// Where commands are looked for when `env` has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 /// Keys that say how a server is reached over HTTP.
-const HTTP_ONLY: [&str; 8] = [
+const HTTP_ONLY: [&str; 9] = [
     "urls",
     "balance",
     "health",
+    "breaker",
     "ca",
     "client_certificate",
     "client_key",

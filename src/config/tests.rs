@@ -572,6 +572,11 @@ fn bad_routes_are_refused() {
             "says nothing about a command",
         ),
         (
+            "{command: [/bin/sh], breaker: {failures: 0}}",
+            "routes.r.upstream.breaker",
+            "says nothing about a command",
+        ),
+        (
             "{command: [/bin/sh], connect_timeout: 5s}",
             "routes.r.upstream.connect_timeout",
             "says nothing about a command",
@@ -656,6 +661,16 @@ fn bad_routes_are_refused() {
             "alternatives",
         ),
         ("{urls: 'http://h/', client_key: k}", "routes.r.upstream", "go together"),
+        (
+            "{urls: 'http://h/', breaker: {failures: -1}}",
+            "routes.r.upstream.breaker.failures",
+            "from 0 to 1000000",
+        ),
+        (
+            "{urls: 'http://h/', breaker: {cooldown: 0}}",
+            "routes.r.upstream.breaker.cooldown",
+            "10s",
+        ),
         (
             "{urls: 'http://h/', connect_timeout: 0}",
             "routes.r.upstream.connect_timeout",
@@ -796,7 +811,6 @@ fn client_certificates_need_authorities_and_no_exchange() {
 fn keys_of_parts_that_are_not_built_are_unknown() {
     let top = ["database", "plaintext"];
     let route = ["servers", "rate", "concurrency"];
-    let upstream = ["breaker"];
     let mut files: Vec<(&str, String)> = Vec::new();
     let mut add = |keys: &[&'static str], file: &str| {
         files.extend(keys.iter().map(|key| (*key, file.replace("KEY", key))));
@@ -805,7 +819,6 @@ fn keys_of_parts_that_are_not_built_are_unknown() {
     add(&top, &format!("KEY: x\n{ROUTES}"));
     add(&["otlp"], &format!("telemetry: {{KEY: x}}\n{ROUTES}"));
     add(&route, &whole("upstream: 'http://h/', KEY: x"));
-    add(&upstream, &whole("upstream: {urls: 'http://h/', KEY: x}"));
     for (key, file) in files {
         let errors = errors(&file);
         assert!(errors.contains(&format!("unknown key \"{key}\"")), "{errors}");

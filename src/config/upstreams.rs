@@ -1,5 +1,6 @@
 //! The section `upstream` of a route.
 
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use url::Url;
 use super::raw::Section;
 use super::stdio::stdio;
 use super::values::{forwarded, path, upstream_url, values};
-use super::{Balance, Health, HealthCheck, Transport, Upstream, UpstreamEra};
+use super::{Balance, Breaker, Health, HealthCheck, Transport, Upstream, UpstreamEra};
 
 pub(super) fn upstream_defaults(urls: Vec<Url>) -> Upstream {
     Upstream {
@@ -18,6 +19,7 @@ pub(super) fn upstream_defaults(urls: Vec<Url>) -> Upstream {
         era: UpstreamEra::Auto,
         balance: Balance::RoundRobin,
         health: None,
+        breaker: breaker(None, None),
         ca: None,
         client_certificate: None,
         client_key: None,
@@ -26,6 +28,14 @@ pub(super) fn upstream_defaults(urls: Vec<Url>) -> Upstream {
         idle_timeout: Duration::from_secs(15 * 60),
         forward_headers: Vec::new(),
     }
+}
+
+fn breaker(failures: Option<usize>, cooldown: Option<Duration>) -> Option<Breaker> {
+    let failures = u32::try_from(failures.unwrap_or(5)).expect("a count is at most a million");
+    Some(Breaker {
+        failures: NonZeroU32::new(failures)?,
+        cooldown: cooldown.unwrap_or(Duration::from_secs(30)),
+    })
 }
 
 pub(super) fn upstream_section(section: &Section<'_>, directory: &Path) -> Option<Upstream> {
@@ -118,6 +128,15 @@ pub(super) fn upstream_section(section: &Section<'_>, directory: &Path) -> Optio
         };
         Some(Health { check, interval })
     });
+    let breaker = section.section("breaker", "Leaves a server alone that keeps failing.", |section| {
+        breaker(
+            section.count_or_zero(
+                "failures",
+                "So many in a row: no connection, no answer, 502, 503 or 504; default 5, 0 turns it off.",
+            ),
+            section.duration("cooldown", "Until it is tried again; default 30s.", false),
+        )
+    });
     let defaults = upstream_defaults(values(urls));
     let ca = path(
         section,
@@ -150,6 +169,7 @@ pub(super) fn upstream_section(section: &Section<'_>, directory: &Path) -> Optio
         era: era.unwrap_or(defaults.era),
         balance: balance.unwrap_or(defaults.balance),
         health: health.flatten(),
+        breaker,
         ca,
         client_certificate,
         client_key,

@@ -281,6 +281,10 @@ fn failure(rejection: &Rejection, journey: &Journey) -> Failure {
                 ..plain(S::SERVICE_UNAVAILABLE, codes::UNAVAILABLE)
             },
         },
+        Rejection::Upstream(UpstreamError::Open { seconds, .. }) => Failure {
+            retry_after: Some(*seconds),
+            ..plain(S::SERVICE_UNAVAILABLE, codes::UNAVAILABLE)
+        },
         Rejection::Upstream(UpstreamError::Timeout { .. }) => plain(S::GATEWAY_TIMEOUT, codes::TIMEOUT),
         Rejection::Upstream(_) | Rejection::UpstreamNonsense(_) => plain(S::BAD_GATEWAY, codes::BAD_GATEWAY),
         Rejection::AuditStalled => Failure {

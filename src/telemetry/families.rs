@@ -20,6 +20,7 @@ pub(super) const JWKS_AGE: &str = "portcullis_jwks_age_seconds";
 pub(super) const SESSIONS: &str = "portcullis_sessions";
 pub(super) const STREAMS: &str = "portcullis_streams";
 pub(super) const UPSTREAM_HEALTHY: &str = "portcullis_upstream_healthy";
+pub(super) const BREAKER_STATE: &str = "portcullis_breaker_state";
 pub(super) const UPSTREAM_CONNECTS: &str = "portcullis_upstream_connects_total";
 pub(super) const AUDIT_LINES: &str = "portcullis_audit_lines_total";
 pub(super) const BUILD_INFO: &str = "portcullis_build_info";
@@ -150,6 +151,11 @@ impl Registry {
         gauge(SESSIONS, None, "Open sessions by transport");
         gauge(STREAMS, None, "Open response streams");
         gauge(UPSTREAM_HEALTHY, None, "Whether an upstream endpoint takes requests");
+        gauge(
+            BREAKER_STATE,
+            None,
+            "An upstream endpoint's breaker: 0 closed, 1 half-open, 2 open",
+        );
         counter(UPSTREAM_CONNECTS, "Connections to upstreams made or missed");
         counter(
             AUDIT_LINES,

@@ -332,6 +332,7 @@ mod tests {
         route.tools_hidden("budget", 12);
         route.token_exchange("token_exchange", "ok", MS);
         route.upstream_healthy("http://127.0.0.1:1/mcp", true);
+        route.breaker_state("http://127.0.0.1:1/mcp", 2);
         route.upstream_connect("refused");
         let text = metrics.render();
         for expected in [
@@ -347,6 +348,7 @@ mod tests {
             "portcullis_token_exchanges_total{route=\"r\",grant=\"token_exchange\",result=\"ok\"} 1",
             "portcullis_token_exchange_duration_seconds_count{route=\"r\",grant=\"token_exchange\"} 1",
             "portcullis_upstream_healthy{route=\"r\",endpoint=\"http://127.0.0.1:1/mcp\"} 1",
+            "portcullis_breaker_state{route=\"r\",endpoint=\"http://127.0.0.1:1/mcp\"} 2",
             "portcullis_upstream_connects_total{route=\"r\",result=\"refused\"} 1",
             "portcullis_build_info{version=\"",
             "# HELP portcullis_http_requests_total ",

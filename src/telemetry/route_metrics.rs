@@ -286,6 +286,12 @@ impl RouteMetrics {
             .set(if healthy { 1.0 } else { 0.0 });
     }
 
+    /// Where an endpoint's breaker stands: 0 closed, 1 half-open, 2 open.
+    pub fn breaker_state(&self, endpoint: &str, state: u8) {
+        let labels = [("route", &*self.name), ("endpoint", endpoint)];
+        self.registry.gauge(BREAKER_STATE, &labels).set(f64::from(state));
+    }
+
     /// Counts a connection made or missed: `ok`, `refused`, `timeout`, `tls`.
     pub fn upstream_connect(&self, result: &'static str) {
         self.registry

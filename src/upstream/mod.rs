@@ -3,7 +3,8 @@
 //! 1. pingora chooses among the healthy endpoints and keeps their health; hyper-util carries the request, a pool an
 //!    endpoint. A session's endpoint is the only one asked for it.
 //! 2. Another endpoint is tried only when connecting failed: a request whose bytes may have arrived is never sent twice.
-//!    An endpoint that can't be connected to is passed over for a while, unless it is the last.
+//!    An endpoint that can't be connected to is passed over for a while, unless it is the last; one that keeps failing is
+//!    left alone even then, until its [`breaker`] lets a request through.
 //! 3. Exactly one credential leaves, the one handed in with a [`Permit`]; `Host` is the endpoint's (r46).
 //! 4. A 307 or 308 to the endpoint's own origin is followed; any other redirect would carry the credential to a stranger.
 //! 5. A command ([`stdio`]) has no endpoint that a request could be sent to: what speaks to its processes asks for them.
@@ -13,6 +14,7 @@
 
 mod balance;
 mod body;
+mod breaker;
 mod dial;
 pub mod stdio;
 #[cfg(test)]
@@ -34,11 +36,13 @@ use http_body_util::Full;
 use url::Url;
 
 pub use body::UpstreamBody;
+pub use breaker::BreakerState;
 
 use crate::config;
 use crate::credential::{CredentialError, OutboundCredential, Recover, wanted_scopes};
 use crate::policy::Permit;
 use balance::Balancer;
+use breaker::Breaker;
 use dial::Client;
 use stdio::{Processes, StdioError};
 
@@ -75,6 +79,8 @@ pub struct Endpoint {
     /// Milliseconds since `started` until which it is passed over.
     ejected_until: AtomicU64,
     started: Instant,
+    /// None where it is turned off.
+    breaker: Option<Breaker>,
     last_error: std::sync::Mutex<Option<String>>,
 }
 
@@ -129,6 +135,10 @@ pub enum UpstreamError {
     Busy { endpoint: Arc<str> },
     #[error("the upstream {endpoint} can't be reached; see /status on the admin port")]
     Unavailable { endpoint: Arc<str> },
+    #[error(
+        "the upstream {endpoint} keeps failing, so its breaker is open; try again in {seconds} s; see /status on the admin port"
+    )]
+    Open { endpoint: Arc<str>, seconds: u64 },
     #[error("no endpoint of this route's upstream is healthy; see /status on the admin port")]
     NoneHealthy,
     #[error("the upstream {endpoint} did not answer within {} s", .after.as_secs())]
@@ -168,6 +178,8 @@ pub enum UpstreamEvent<'a> {
     Connected { ok: bool },
     /// An endpoint was checked, could not be connected to, or could be again.
     Health { endpoint: &'a str, healthy: bool },
+    /// An endpoint's breaker is, or went, there.
+    Breaker { endpoint: &'a str, state: BreakerState },
 }
 
 /// Where [`UpstreamEvent`]s go.
@@ -177,7 +189,10 @@ pub type UpstreamEvents = Arc<dyn Fn(UpstreamEvent<'_>) + Send + Sync>;
 #[derive(Clone, Debug)]
 pub struct EndpointState {
     pub url: String,
+    /// As checks and connecting say.
     pub healthy: bool,
+    /// None where there is none.
+    pub breaker: Option<BreakerState>,
     pub last_error: Option<String>,
 }
 
@@ -207,10 +222,13 @@ impl Upstream {
             .map(|url| {
                 let host = url.host_str().ok_or_else(|| SetupError::NoHost(url.clone()))?;
                 let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+                let name: Arc<str> = format!("{}://{host}{port}{}", url.scheme(), url.path()).into();
+                let breaker = |settings| Breaker::new(settings, name.clone(), events.clone());
                 Ok(Arc::new(Endpoint {
                     id: EndpointId::of(url),
                     uri: uri(url).ok_or_else(|| SetupError::NoHost(url.clone()))?,
-                    name: format!("{}://{host}{port}{}", url.scheme(), url.path()).into(),
+                    breaker: config.breaker.map(breaker),
+                    name,
                     client: dial::client(tls.clone(), config.connect_timeout, events.clone()),
                     host: host_header(url),
                     url: url.clone(),
@@ -236,8 +254,11 @@ impl Upstream {
         if let Some(processes) = &self.processes {
             processes.report();
         }
-        for index in 0..self.endpoints.len() {
+        for (index, endpoint) in self.endpoints.iter().enumerate() {
             self.report(index);
+            if let Some(breaker) = &endpoint.breaker {
+                breaker.report();
+            }
         }
         let Some(health) = &self.health else { return };
         let mut ticks = tokio::time::interval(health.interval);
@@ -291,6 +312,7 @@ impl Upstream {
             return vec![EndpointState {
                 url: processes.name().to_string(),
                 healthy: trouble.is_none(),
+                breaker: None,
                 last_error: trouble.map(|trouble| trouble.to_string()),
             }];
         }
@@ -300,6 +322,7 @@ impl Upstream {
             .map(|(index, endpoint)| EndpointState {
                 url: endpoint.name.to_string(),
                 healthy: self.healthy(index),
+                breaker: endpoint.breaker.as_ref().map(Breaker::state),
                 last_error: endpoint.error().clone(),
             })
             .collect()
@@ -369,34 +392,43 @@ impl Upstream {
             let (index, endpoint) = self.find(id).ok_or(UpstreamError::UnknownEndpoint)?;
             return match self.ask(index, credential, outbound).await {
                 Ok(sent) => Ok(sent),
-                Err(Failure::Connect) => Err(UpstreamError::Unavailable {
-                    endpoint: endpoint.name.clone(),
-                }),
+                Err(Failure::Connect) => Err(endpoint.unavailable()),
+                Err(Failure::Open(after)) => Err(endpoint.open(after)),
                 Err(Failure::Other(error)) => Err(error),
             };
         }
         let key = outbound.sticky.unwrap_or_default().to_be_bytes();
-        let mut tried = Vec::new();
+        let (mut tried, mut unreached) = (Vec::new(), None);
         loop {
-            let open = |index: usize| !tried.contains(&index) && !self.endpoints[index].is_ejected();
+            let left = |index: usize| !tried.contains(&index) && self.endpoints[index].wait().is_none();
             // With nobody else left, one that was passed over is better than nobody.
             let chosen = self
                 .balancer
-                .choose(&key, open)
-                .or_else(|| self.balancer.choose(&key, |index| !tried.contains(&index)));
+                .choose(&key, |index| left(index) && !self.endpoints[index].is_ejected())
+                .or_else(|| self.balancer.choose(&key, left));
             let Some(index) = chosen else {
-                return Err(match tried.last() {
-                    Some(&last) => UpstreamError::Unavailable {
-                        endpoint: self.endpoints[last].name.clone(),
-                    },
-                    None => UpstreamError::NoneHealthy,
-                });
+                return Err(unreached.unwrap_or_else(|| self.nobody()));
             };
             match self.ask(index, credential, outbound).await {
                 Ok(sent) => return Ok(sent),
                 Err(Failure::Other(error)) => return Err(error),
-                Err(Failure::Connect) => tried.push(index),
+                Err(Failure::Connect) => unreached = Some(self.endpoints[index].unavailable()),
+                // Between the look and the request its breaker opened, or somebody else became its probe.
+                Err(Failure::Open(after)) => {
+                    unreached.get_or_insert_with(|| self.endpoints[index].open(after));
+                }
             }
+            tried.push(index);
+        }
+    }
+
+    /// Why nobody is asked: of the breakers that are open, the one that lets somebody through first.
+    fn nobody(&self) -> UpstreamError {
+        let healthy = (0..self.endpoints.len()).filter(|index| self.balancer.healthy(*index));
+        let open = healthy.filter_map(|index| Some((self.endpoints[index].wait()?, index)));
+        match open.min() {
+            Some((after, index)) => self.endpoints[index].open(after),
+            None => UpstreamError::NoneHealthy,
         }
     }
 
@@ -457,17 +489,25 @@ impl Upstream {
         if let Some(host) = &endpoint.host {
             headers.insert(HOST, host.clone());
         }
+        let pass = endpoint.breaker.as_ref().map(Breaker::admit).transpose();
+        let pass = pass.map_err(Failure::Open)?;
         let asking = endpoint.client.request(request);
         let answer = match self.response_timeout {
-            None => asking.await,
+            None => Ok(asking.await),
             Some(after) => tokio::time::timeout(after, asking).await.map_err(|_| {
                 Failure::Other(UpstreamError::Timeout {
                     endpoint: endpoint.name.clone(),
                     after,
                 })
-            })?,
+            }),
         };
-        match answer {
+        if let Some(pass) = pass {
+            match &answer {
+                Ok(Ok(response)) if !is_gateways(response.status()) => pass.succeeded(),
+                _ => pass.failed(),
+            }
+        }
+        match answer? {
             Ok(response) => {
                 if endpoint.succeeded() {
                     self.report(index);
@@ -497,6 +537,8 @@ impl Upstream {
 enum Failure {
     /// Nothing was sent: another endpoint may be asked.
     Connect,
+    /// Nothing was sent, nor will be for so long: another may be asked.
+    Open(Duration),
     Other(UpstreamError),
 }
 
@@ -504,6 +546,11 @@ impl Endpoint {
     fn is_ejected(&self) -> bool {
         let until = self.ejected_until.load(Ordering::Relaxed);
         until != 0 && until > self.elapsed()
+    }
+
+    /// How long its breaker lets nothing through; `None` while requests pass.
+    fn wait(&self) -> Option<Duration> {
+        self.breaker.as_ref()?.wait()
     }
 
     fn elapsed(&self) -> u64 {
@@ -551,6 +598,20 @@ impl Endpoint {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    fn unavailable(&self) -> UpstreamError {
+        UpstreamError::Unavailable {
+            endpoint: self.name.clone(),
+        }
+    }
+
+    fn open(&self, after: Duration) -> UpstreamError {
+        UpstreamError::Open {
+            endpoint: self.name.clone(),
+            // Rounded up: who waits so long is let through.
+            seconds: after.as_secs() + u64::from(after.subsec_nanos() > 0),
+        }
+    }
+
     fn protocol(&self) -> Failure {
         Failure::Other(UpstreamError::Protocol {
             endpoint: self.name.clone(),
@@ -562,6 +623,14 @@ impl Endpoint {
             endpoint: self.name.clone(),
         })
     }
+}
+
+/// Said by what stands before a server that is away.
+fn is_gateways(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+    )
 }
 
 fn authority(url: &Url) -> &str {

@@ -26,6 +26,7 @@ pub fn config(urls: &[String]) -> config::Upstream {
         era: UpstreamEra::Auto,
         balance: Balance::RoundRobin,
         health: None,
+        breaker: None,
         ca: None,
         client_certificate: None,
         client_key: None,

@@ -285,3 +285,119 @@ async fn scopes_that_are_wanted_are_told_to_who_can_get_them() {
     assert_eq!(sent.expect("an answer").response.status(), StatusCode::FORBIDDEN);
     assert!(recovery.wanted.lock().expect("no panic").is_empty());
 }
+
+fn breaking(urls: &[String], failures: u32, cooldown: Duration) -> config::Upstream {
+    config::Upstream {
+        breaker: Some(config::Breaker {
+            failures: std::num::NonZeroU32::new(failures).expect("not zero"),
+            cooldown,
+        }),
+        ..config(urls)
+    }
+}
+
+fn state(route: &Reporting) -> Option<BreakerState> {
+    route.upstream.endpoints()[0].breaker
+}
+
+fn answer(status: &str) -> String {
+    format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n")
+}
+
+#[tokio::test]
+async fn r25_refusals_and_errors_of_requests_open_no_breaker() {
+    for (status, counts) in [
+        ("200 OK", false),
+        ("400 Bad Request", false),
+        ("401 Unauthorized", false),
+        ("403 Forbidden", false),
+        ("404 Not Found", false),
+        ("429 Too Many Requests", false),
+        ("500 Internal Server Error", false),
+        ("502 Bad Gateway", true),
+        ("503 Service Unavailable", true),
+        ("504 Gateway Timeout", true),
+    ] {
+        let mut server = Server::start(move |_: &str| answer(status)).await;
+        let route = Reporting::new(&breaking(&[server.url()], 2, Duration::from_secs(60)));
+        for _ in 0..2 {
+            // The server's answer is the caller's, whatever it is.
+            let sent = route.send(get()).await.expect("an answer");
+            assert!(status.starts_with(sent.response.status().as_str()));
+        }
+        let third = route.send(get()).await;
+        assert_eq!(
+            matches!(third, Err(UpstreamError::Open { seconds: 60, .. })),
+            counts,
+            "{status}"
+        );
+        let asked = std::iter::from_fn(|| server.heads.try_recv().ok()).count();
+        assert_eq!(asked, if counts { 2 } else { 3 }, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn no_connection_no_head_and_half_a_head_open_it() {
+    let dead = Server::start(ok).await;
+    let gone = dead.url();
+    dead.kill().await;
+    let silent = Server::start(|_| String::new()).await;
+    let broken = Server::start(|_| "SSH-2.0-OpenSSH_9.6\r\n".to_owned()).await;
+    for url in [gone, silent.url(), broken.url()] {
+        let mut config = breaking(&[url], 1, Duration::from_secs(60));
+        config.response_timeout = Some(Duration::from_millis(50));
+        let route = Reporting::new(&config);
+        let failed = route.send(get()).await.err();
+        assert!(failed.is_some());
+        assert_eq!(state(&route), Some(BreakerState::Open), "{failed:?}");
+    }
+}
+
+#[tokio::test]
+async fn r25_a_caller_that_goes_away_counts_for_nothing_and_frees_the_probes_place() {
+    let mut silent = Server::start(|_| String::new()).await;
+    let route = Reporting::new(&breaking(&[silent.url()], 1, Duration::from_secs(60)));
+    for _ in 0..3 {
+        let mut asking = Box::pin(route.send(get()));
+        tokio::select! {
+            _ = &mut asking => panic!("nobody answers"),
+            head = silent.heads.recv() => assert!(head.is_some()),
+        }
+    }
+    assert_eq!(state(&route), Some(BreakerState::Closed));
+}
+
+#[tokio::test]
+async fn the_others_serve_while_one_is_left_alone_and_its_sessions_wait() {
+    let (mut ill, well) = (Server::start(|_| answer("503 Ill")).await, Server::start(ok).await);
+    for balance in [
+        config::Balance::RoundRobin,
+        config::Balance::Random,
+        config::Balance::Sticky,
+    ] {
+        let urls = [ill.url(), well.url()];
+        let mut config = breaking(&urls, 1, Duration::from_secs(60));
+        config.balance = balance;
+        let route = Reporting::new(&config);
+        let bound = || Outbound {
+            endpoint: Some(EndpointId::of(&urls[0].parse().expect("a URL"))),
+            ..get()
+        };
+        route.send(bound()).await.expect("an answer");
+        assert_eq!(state(&route), Some(BreakerState::Open));
+        while ill.heads.try_recv().is_ok() {}
+        for key in 0..20 {
+            let outbound = Outbound {
+                sticky: Some(key),
+                ..get()
+            };
+            assert_eq!(text(route.send(outbound).await.expect("an answer")).await, "ok");
+        }
+        let waiting = route.send(bound()).await.err();
+        assert!(
+            matches!(waiting, Some(UpstreamError::Open { seconds: 60, .. })),
+            "{waiting:?}"
+        );
+        assert!(ill.heads.try_recv().is_err(), "{balance:?}: it was left alone");
+    }
+}

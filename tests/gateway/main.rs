@@ -1,6 +1,7 @@
 //! The gateway with real sockets: one binary, so that it is linked once.
 
 mod bound;
+mod breaker;
 mod bridge_legacy;
 mod bridge_modern;
 mod budget;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::gate::{Answer, Gate};
 
-async fn admin(gate: &Gate, path: &str) -> Answer {
+pub async fn admin(gate: &Gate, path: &str) -> Answer {
     let admin = gate.running.admin_url().expect("a port");
     let request = Request::get(format!("{admin}{path}")).body(Full::default());
     gate.send(request.expect("a request")).await
