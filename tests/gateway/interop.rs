@@ -5,8 +5,10 @@
 
 mod bound;
 mod bridged;
+mod exchange;
 mod hop;
 mod tokens;
+mod world;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -1,12 +1,11 @@
 """A protected server (RFC 9728) on FastMCP 4 at /mcp: it verifies its issuer's JWTs and says what it saw.
 
-`--issuer URL` is whose tokens it takes, `--jwks URL` where that one's keys are (otherwise the issuer's metadata says); tokens must be for
-this server's own URL, or for `--audience`. What it is asked besides, in `--control`'s place, is under /control/, for tests:
+`--issuer URL` is whose tokens it takes, by the keys that the issuer's metadata names; they must be for this server's own URL, or for
+`--audience`, and have `--scope`. Every name of `--tools` is the same tool, which answers what it saw. For tests, under /control/:
 
 GET  /control/seen    how many requests came and how many got in, and every call: its token's claims, its scopes, its headers
 POST /control/expire  takes no token any more that it has seen so far
-POST /control/trust   {issuer, jwks, audience}: takes another issuer's tokens from now on
-POST /control/scopes  {scopes: [...]}: asks of every token what it didn't before
+POST /control/trust   {issuer, jwks, algorithm}: takes another issuer's tokens from now on
 """
 
 import argparse
@@ -26,9 +25,9 @@ from starlette.responses import JSONResponse
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
 parser.add_argument("--issuer", required=True)
-parser.add_argument("--jwks")
 parser.add_argument("--audience")
 parser.add_argument("--scope", default="mcp.use", help="what every token must have; empty asks for none")
+parser.add_argument("--tools", default="whoami")
 options = parser.parse_args()
 
 sock = socket.socket()
@@ -63,15 +62,12 @@ class Verifier(JWTVerifier):
 
 
 scopes = options.scope.split()
-verifier = Verifier(
-    options.issuer, options.jwks or keys_of(options.issuer), options.audience or f"{here}/mcp", scopes
-)
+verifier = Verifier(options.issuer, keys_of(options.issuer), options.audience or f"{here}/mcp", scopes)
 auth = RemoteAuthProvider(verifier, authorization_servers=[options.issuer], base_url=here, scopes_supported=scopes)
 server = FastMCP("protected", version="1.0.0", auth=auth)
 calls: list[dict] = []
 
 
-@server.tool
 def whoami() -> dict:
     """Says whose token this call came with."""
     token = get_access_token()
@@ -87,10 +83,8 @@ def whoami() -> dict:
     return seen
 
 
-@server.tool
-def add(a: int, b: int) -> int:
-    """Adds two numbers."""
-    return a + b
+for name in options.tools.split():
+    server.tool(whoami, name=name)
 
 
 @server.custom_route("/control/seen", methods=["GET"])
@@ -107,10 +101,8 @@ async def expire(_: Request) -> JSONResponse:
 @server.custom_route("/control/trust", methods=["POST"])
 async def trust(request: Request) -> JSONResponse:
     asked = await request.json()
-    other = Verifier(asked["issuer"], asked["jwks"], asked.get("audience", f"{here}/mcp"), asked.get("scopes", []))
-    other.algorithm = asked.get("algorithm", "RS256")
-    for name in ("issuer", "jwks_uri", "audience", "algorithm", "required_scopes"):
-        setattr(verifier, name, getattr(other, name))
+    verifier.issuer, verifier.jwks_uri = asked["issuer"], asked["jwks"]
+    verifier.algorithm = asked.get("algorithm", "RS256")
     return JSONResponse({})
 
 
