@@ -115,13 +115,10 @@ fn read(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use serde_json::json;
 
-    use super::super::testing::{self, Issuer, SigningKey};
+    use super::super::testing;
     use super::*;
-    use crate::clock::Clock;
 
     #[test]
     fn the_claims_are_for_this_sign_in() {

@@ -293,7 +293,7 @@ mod tests {
         let key = DecodingKey::from_jwk(jwk).unwrap();
         let claims: jsonwebtoken::TokenData<Value> = jsonwebtoken::decode(token, &key, &validation).unwrap();
         assert_eq!(claims.claims["sub"], "ada");
-        assert_eq!(jwk.thumbprint(jsonwebtoken::jwk::ThumbprintHash::SHA256), kid);
+        assert_eq!(jwk.thumbprint(jsonwebtoken::jwk::ThumbprintHash::SHA256).unwrap(), kid);
         (header.alg, kid)
     }
 

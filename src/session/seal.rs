@@ -52,7 +52,7 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Session,
         Self::SseSession,
         Self::Task,
