@@ -4,10 +4,10 @@
 //! built first, swapped whole, and with any error the old one stays.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::future::join_all;
 use rustls::ServerConfig;
 use tokio::task::JoinSet;
@@ -90,7 +90,7 @@ impl Gateway {
             streams: Arc::new(Streams::default()),
             rights: Arc::new(Rights::default()),
             limits: Arc::new(Limits::default()),
-            sealer: OnceLock::new(),
+            sealer: ArcSwapOption::empty(),
             clock,
             address,
             closing: shutdown.clone(),

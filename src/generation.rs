@@ -9,11 +9,11 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::future::BoxFuture;
 use http::Response;
 use tokio::task::JoinSet;
@@ -48,9 +48,9 @@ pub struct Lasting {
     pub streams: Arc<Streams>,
     pub rights: Arc<Rights>,
     pub limits: Arc<Limits>,
-    /// The key in `state.directory`, or in memory where that can't be written: read once, for while no `seal_keys` are
-    /// configured every generation must open what the others sealed.
-    pub sealer: OnceLock<Arc<Sealer>>,
+    /// The keys in `state.directory`, or in memory where that can't be written. Every generation must open what the others
+    /// sealed, so once there are any, they change only with the file that `keys rotate` writes.
+    pub sealer: ArcSwapOption<Sealer>,
     pub clock: Clock,
     /// Where the gateway listens.
     pub address: SocketAddr,
@@ -183,19 +183,26 @@ impl Service<Incoming> for Entrance {
     }
 }
 
-fn sealer(config: &Config, own: &OnceLock<Arc<Sealer>>) -> Result<Arc<Sealer>, StartError> {
+fn sealer(config: &Config, own: &ArcSwapOption<Sealer>) -> Result<Arc<Sealer>, StartError> {
     if !config.state.seal_keys.is_empty() {
         return Ok(Arc::new(Sealer::new(&config.state.seal_keys)));
     }
-    if let Some(sealer) = own.get() {
-        return Ok(sealer.clone());
-    }
-    let (sealer, warning) =
-        session::load_or_create(&config.state.directory).map_err(|error| StartError::at("state.directory", error))?;
-    if let Some(warning) = warning {
-        tracing::warn!("{warning}");
-    }
-    Ok(own.get_or_init(|| Arc::new(sealer)).clone())
+    let wrong = |error| StartError::at("state.directory", error);
+    let before = own.load_full();
+    let sealer = if before.is_some() {
+        session::read_sealer(&config.state.directory)
+            .map_err(wrong)?
+            .map(Arc::new)
+    } else {
+        let (sealer, warning) = session::load_or_create(&config.state.directory).map_err(wrong)?;
+        if let Some(warning) = warning {
+            tracing::warn!("{warning}");
+        }
+        Some(Arc::new(sealer))
+    };
+    let sealer = sealer.or(before).expect("one of them is there");
+    own.store(Some(sealer.clone()));
+    Ok(sealer)
 }
 
 /// The public base URL, of a gateway that listens there.

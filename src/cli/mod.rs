@@ -4,6 +4,7 @@ mod check;
 mod credential;
 pub mod demo;
 mod explain;
+mod keys;
 mod serve;
 mod token;
 
@@ -26,6 +27,7 @@ enum Command {
     Check(check::Check),
     Explain(explain::Explain),
     Token(token::Token),
+    Keys(keys::Keys),
 }
 
 /// Runs the command line.
@@ -49,6 +51,7 @@ pub fn run() -> ExitCode {
         Command::Check(check) => check.run(),
         Command::Explain(explain) => runtime.block_on(explain.run()),
         Command::Token(token) => runtime.block_on(token.run()),
+        Command::Keys(keys) => runtime.block_on(keys.run()),
     };
     // A command that has ended has said all it had to: nothing is waited for here.
     runtime.shutdown_background();

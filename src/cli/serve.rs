@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::config::watch::Watch;
 use crate::config::{Config, Diagnostics, Loaded};
 use crate::gateway::{Gateway, Running};
+use crate::session;
 use crate::telemetry;
 
 /// Run the gateway
@@ -55,6 +56,7 @@ impl Serve {
             }
         };
         watch.add(&loaded.files);
+        let key_file = key_file(&loaded.config);
         let running = match Gateway::start(loaded.config, Clock::system()).await {
             Ok(running) => running,
             Err(error) => {
@@ -62,6 +64,8 @@ impl Serve {
                 return ExitCode::FAILURE;
             }
         };
+        // Now that it has been made, if there was none.
+        watch.add(&key_file);
         tracing::info!(url = running.url(), address = %running.address(), "listening");
         tokio::select! {
             _ = terminate.recv() => {}
@@ -97,6 +101,7 @@ impl Serve {
                 tracing::warn!("{warning}");
             }
             watch.add(&loaded.files);
+            watch.add(&self::key_file(&loaded.config));
             match block_in_place(|| running.reload(loaded.config)) {
                 Ok(()) => tracing::info!("the new configuration is in force"),
                 Err(error) => {
@@ -105,4 +110,12 @@ impl Serve {
             }
         }
     }
+}
+
+/// The seal keys' file, where they aren't in the configuration: `keys rotate` changes it.
+fn key_file(config: &Config) -> Vec<PathBuf> {
+    let own = config.state.seal_keys.is_empty();
+    own.then(|| session::key_file(&config.state.directory))
+        .into_iter()
+        .collect()
 }

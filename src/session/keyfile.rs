@@ -1,10 +1,11 @@
-//! The key that seals, kept between starts in `seal.key` of the state directory.
+//! The keys that seal, kept between starts in `seal.key` of the state directory: one a line, the first seals, all open.
 //!
 //! 1. Made once: written aside with mode 0600, flushed, linked into place, and the directory flushed. Of two processes
 //!    that start together one link wins and the other reads the winner's key.
 //! 2. A directory that can't be written is a warning: the key lives in memory and sessions end with the process.
 //! 3. A key file that others may read, that is no regular file or that holds anything else is an error: replacing it
 //!    silently would end every session, and using it might share them.
+//! 4. It changes whole ([`atomic`]), by one command at a time, which holds the directory's lock from reading to writing.
 
 use std::fmt::Write as _;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -14,14 +15,18 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use rustix::fs::{FlockOperation, flock};
 use zeroize::Zeroizing;
 
 use super::seal::{Sealer, random_key};
 use crate::config::SealKey;
+use crate::store::atomic;
 
 const NAME: &str = "seal.key";
-/// Base64 of 32 bytes, and room for a line's end.
-const MAX_FILE: u64 = 64;
+/// Keys of a file.
+pub const MAX_KEYS: usize = 8;
+/// Base64 of 32 bytes and a line's end, which may be two characters, for each key.
+const MAX_FILE: u64 = MAX_KEYS as u64 * 46;
 
 /// Sealed sessions won't survive a restart.
 #[derive(Debug, thiserror::Error)]
@@ -36,26 +41,34 @@ pub struct KeyFileWarning {
 pub enum KeyFileError {
     #[error("{}: others may read it (mode {mode:04o}); `chmod 600` it, or remove it to end all sessions", .path.display())]
     TooOpen { path: PathBuf, mode: u32 },
-    #[error("{}: not a seal key (base64 of 32 bytes); remove it to have a new one made", .path.display())]
+    #[error(
+        "{}: not one to 8 seal keys (base64 of 32 bytes, one a line); restore it, or remove it to have a new one made and to lose what was sealed",
+        .path.display()
+    )]
     Malformed { path: PathBuf },
     #[error("{}: can't be read: {cause}", .path.display())]
     Unreadable { path: PathBuf, cause: io::Error },
 }
 
-/// Reads the key of `directory`, or makes one.
+/// Where a state directory's keys are.
+pub fn key_file(directory: &Path) -> PathBuf {
+    directory.join(NAME)
+}
+
+/// Reads the keys of `directory`, or makes one.
 ///
 /// # Errors
 /// The key file is there and can't be used.
 pub fn load_or_create(directory: &Path) -> Result<(Sealer, Option<KeyFileWarning>), KeyFileError> {
     let path = directory.join(NAME);
-    if let Some(key) = read(&path)? {
-        return Ok((Sealer::new(&[key]), None));
+    if let Some(sealer) = read_sealer(directory)? {
+        return Ok((sealer, None));
     }
     let key = random_key();
     match create(directory, &path, &key) {
-        Ok(()) => Ok((Sealer::new(&[key]), None)),
-        Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => match read(&path)? {
-            Some(winners) => Ok((Sealer::new(&[winners]), None)),
+        Ok(()) => Ok((Sealer::of_file(&[key], directory), None)),
+        Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => match read_sealer(directory)? {
+            Some(winners) => Ok((winners, None)),
             None => Err(KeyFileError::Unreadable { path, cause }),
         },
         Err(cause) => Ok((
@@ -68,8 +81,90 @@ pub fn load_or_create(directory: &Path) -> Result<(Sealer, Option<KeyFileWarning
     }
 }
 
+/// Reads the keys of `directory` as they are now. `None`: there is no such file.
+///
+/// # Errors
+/// The key file is there and can't be used.
+pub fn read_sealer(directory: &Path) -> Result<Option<Sealer>, KeyFileError> {
+    let keys = read(&directory.join(NAME))?;
+    Ok(keys.map(|keys| Sealer::of_file(&keys, directory)))
+}
+
+/// The key file, while nobody else changes it.
+pub struct KeyFile {
+    path: PathBuf,
+    keys: Vec<SealKey>,
+    /// Ends with it.
+    _lock: File,
+}
+
+impl KeyFile {
+    /// Waits for whoever else is changing it.
+    ///
+    /// # Errors
+    /// It isn't there, or can't be used.
+    pub fn change(directory: &Path) -> Result<Self, KeyFileError> {
+        let path = directory.join(NAME);
+        let unreadable = |cause| KeyFileError::Unreadable {
+            path: path.clone(),
+            cause,
+        };
+        let lock = File::open(directory).map_err(unreadable)?;
+        flock(&lock, FlockOperation::LockExclusive).map_err(|error| unreadable(error.into()))?;
+        let keys = read(&path)?.ok_or_else(|| unreadable(io::ErrorKind::NotFound.into()))?;
+        Ok(Self {
+            path,
+            keys,
+            _lock: lock,
+        })
+    }
+
+    /// How many keys there are.
+    pub fn count(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Since when the file has been as it is.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn changed(&self) -> io::Result<std::time::SystemTime> {
+        self.path.metadata()?.modified()
+    }
+
+    /// Puts a new key in front.
+    ///
+    /// # Errors
+    /// There are [`MAX_KEYS`], or the file can't be written.
+    pub fn renew(&mut self) -> io::Result<()> {
+        if self.keys.len() >= MAX_KEYS {
+            return Err(io::Error::other("it holds as many keys as it may"));
+        }
+        self.keys.insert(0, random_key());
+        self.write()
+    }
+
+    /// Leaves the first key alone.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn forget(&mut self) -> io::Result<()> {
+        self.keys.truncate(1);
+        self.write()
+    }
+
+    fn write(&self) -> io::Result<()> {
+        let mut text = Zeroizing::new(String::with_capacity(MAX_FILE as usize));
+        for key in &self.keys {
+            text.push_str(&Zeroizing::new(STANDARD.encode(key.0.as_slice())));
+            text.push('\n');
+        }
+        atomic::replace(&self.path, text.as_bytes())
+    }
+}
+
 /// `None`: there is no such file, or no such directory.
-fn read(path: &Path) -> Result<Option<SealKey>, KeyFileError> {
+fn read(path: &Path) -> Result<Option<Vec<SealKey>>, KeyFileError> {
     let unreadable = |cause| KeyFileError::Unreadable {
         path: path.to_owned(),
         cause,
@@ -99,8 +194,11 @@ fn read(path: &Path) -> Result<Option<SealKey>, KeyFileError> {
     {
         return Err(unreadable(cause));
     }
-    let key = decode(text.trim_end()).ok_or_else(|| KeyFileError::Malformed { path: path.to_owned() })?;
-    Ok(Some(key))
+    let keys: Option<Vec<SealKey>> = text.trim_end().lines().map(|line| decode(line.trim_end())).collect();
+    match keys {
+        Some(keys) if (1..=MAX_KEYS).contains(&keys.len()) => Ok(Some(keys)),
+        _ => Err(KeyFileError::Malformed { path: path.to_owned() }),
+    }
 }
 
 fn decode(text: &str) -> Option<SealKey> {
@@ -191,7 +289,18 @@ mod tests {
 
     #[test]
     fn a_malformed_key_is_refused_and_left_alone() {
-        for text in ["", "not base64", "AAAA", &"A".repeat(100), &STANDARD.encode([0; 33])] {
+        let good = STANDARD.encode([0; 32]);
+        let nine = format!("{good}\n").repeat(9);
+        let gap = format!("{good}\n\n{good}\n");
+        for text in [
+            "",
+            "not base64",
+            "AAAA",
+            &"A".repeat(100),
+            &STANDARD.encode([0; 33]),
+            &nine,
+            &gap,
+        ] {
             let state = tempfile::tempdir().unwrap();
             let path = state.path().join(NAME);
             std::fs::write(&path, text).unwrap();
@@ -200,6 +309,32 @@ mod tests {
             assert!(matches!(error, KeyFileError::Malformed { .. }), "{text:?}: {error}");
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn a_new_key_seals_and_the_old_ones_open_until_they_are_forgotten() {
+        let state = tempfile::tempdir().unwrap();
+        let (first, _) = load_or_create(state.path()).unwrap();
+        let old = first.seal(Purpose::Session, b"text").unwrap();
+        for count in 2..=MAX_KEYS {
+            let mut file = KeyFile::change(state.path()).unwrap();
+            file.renew().unwrap();
+            assert_eq!(file.count(), count);
+            let now = read_sealer(state.path()).unwrap().unwrap();
+            assert!(now.open(Purpose::Session, &old).is_ok());
+            let new = now.seal(Purpose::Session, b"text").unwrap();
+            assert!(first.open(Purpose::Session, &new).is_err());
+        }
+        let mut file = KeyFile::change(state.path()).unwrap();
+        assert!(file.renew().is_err());
+        let last = read_sealer(state.path()).unwrap().unwrap();
+        file.forget().unwrap();
+        let now = read_sealer(state.path()).unwrap().unwrap();
+        assert!(same(&now, &last));
+        assert!(now.open(Purpose::Session, &old).is_err());
+        let mode = state.path().join(NAME).metadata().unwrap().mode() & 0o777;
+        assert_eq!(mode, 0o600);
+        assert_eq!(state.path().read_dir().unwrap().count(), 1);
     }
 
     #[test]

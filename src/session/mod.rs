@@ -20,7 +20,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 pub use check::{SESSION_HEADER, SessionCheck};
-pub use keyfile::{KeyFileError, KeyFileWarning, load_or_create};
+pub use keyfile::{KeyFile, KeyFileError, KeyFileWarning, MAX_KEYS, key_file, load_or_create, read_sealer};
 pub use seal::{MAX_SEALED, Purpose, SealError, Sealer};
 pub use streams::{Answered, Listing, OpenStream, StreamHandle, StreamKey, Streams, Target, random_stream_key};
 

@@ -9,6 +9,8 @@
 //!    authenticated with it, so whoever can write to the database can't give one person another's row.
 //! 6. The first key seals, all open: rotation is to put a new key in front and drop the old one when sessions are gone.
 
+use std::path::Path;
+
 use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::{hkdf, hmac, rand};
 use base64::Engine;
@@ -95,6 +97,8 @@ pub enum SealError {
 pub struct Sealer {
     /// Never empty; the first seals.
     keys: Vec<Keys>,
+    /// The state directory whose key file they are of.
+    directory: Option<Box<Path>>,
 }
 
 /// One configured key's subkeys.
@@ -109,13 +113,26 @@ impl Sealer {
     /// Derives the subkeys of each key. Without any key a fresh one is made, which ends with the process.
     pub fn new(keys: &[SealKey]) -> Self {
         if keys.is_empty() {
-            return Self {
-                keys: vec![Keys::derive(&random_key())],
-            };
+            return Self::new(&[random_key()]);
         }
         Self {
             keys: keys.iter().map(Keys::derive).collect(),
+            directory: None,
         }
+    }
+
+    /// With the keys of that state directory's key file.
+    pub(super) fn of_file(keys: &[SealKey], directory: &Path) -> Self {
+        Self {
+            directory: Some(directory.into()),
+            ..Self::new(keys)
+        }
+    }
+
+    /// The state directory whose key file the keys are of, so that it can be read again; `None` for keys of the
+    /// configuration or of this process alone.
+    pub fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
     }
 
     /// Seals what fits a sealed text of 1024 characters with the first key.

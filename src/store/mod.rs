@@ -14,7 +14,9 @@
 //! SQLite is one file for one machine, PostgreSQL for several replicas. They speak one SQL, but for the few statements that
 //! [`schema`] and [`lease`] hold twice.
 
+pub mod atomic;
 mod error;
+mod keys;
 mod lease;
 mod postgres;
 mod schema;
@@ -29,6 +31,7 @@ use sqlx::{PgPool, SqlitePool};
 use zeroize::Zeroizing;
 
 pub use error::{Fault, StoreError};
+pub use keys::Resealed;
 pub use lease::{Lease, MAX_LEASE};
 
 use crate::clock::{Clock, UnixSeconds};
@@ -47,6 +50,8 @@ const MAX_NAME: usize = 2048;
 const MAX_ROWS: i64 = 1024;
 /// Rows of a [`Store::tally`]: scopes times labels.
 const MAX_TALLIES: i64 = 4096;
+/// Rows that an error names.
+const MAX_NAMED: usize = 10;
 
 /// What a row is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +126,7 @@ struct Inner {
     /// For errors.
     place: Arc<str>,
     sealer: ArcSwap<Sealer>,
+    followed: keys::Followed,
     clock: Clock,
 }
 
@@ -161,6 +167,7 @@ impl Store {
             pool,
             place,
             sealer: ArcSwap::new(sealer),
+            followed: keys::Followed::default(),
             clock,
         })))
     }
@@ -226,8 +233,8 @@ impl Store {
         }
         let version = random_version();
         let expires = expires.map(stored);
-        let sealer = self.0.sealer.load();
-        let sealed = sealer.seal_row(Purpose::StoredRow, &place(key, label, expires), value);
+        let bound = place([key.kind.name(), key.scope, key.id, label], expires);
+        let sealed = self.current().seal_row(Purpose::StoredRow, &bound, value);
         let (sql, last) = match when {
             When::Always => (ALWAYS, stored(self.0.clock.now())),
             When::Absent => (ABSENT, stored(self.0.clock.now())),
@@ -368,14 +375,18 @@ impl Store {
         expires: Option<i64>,
         sealed: Vec<u8>,
     ) -> Result<Row, StoreError> {
-        let sealer = self.0.sealer.load();
-        let by = hex(Sealer::key_of(&sealed));
-        let opened = sealer.open_row(Purpose::StoredRow, &place(key, &label, expires), sealed);
+        let by = Sealer::key_of(&sealed).to_vec();
+        let mut sealer = self.0.sealer.load_full();
+        if !sealer.key_ids().any(|id| id == by) {
+            sealer = self.current();
+        }
+        let bound = place([key.kind.name(), key.scope, key.id, &label], expires);
+        let opened = sealer.open_row(Purpose::StoredRow, &bound, sealed);
         let value = opened.map_err(|_| {
             self.error(Fault::Sealed {
                 kind: key.kind.name(),
                 scope: key.scope.to_owned(),
-                key: by,
+                key: hex(&by),
             })
         })?;
         Ok(Row {
@@ -411,12 +422,12 @@ impl Store {
     }
 }
 
-/// Where a row stands and what is in the clear, as the seal binds it: every text with its length before it.
-fn place(key: &Key<'_>, label: &str, expires: Option<i64>) -> Vec<u8> {
-    let mut place = Vec::with_capacity(64 + key.scope.len() + key.id.len() + label.len());
-    for part in [key.kind.name(), key.scope, key.id, label] {
-        place.extend_from_slice(&(part.len() as u64).to_be_bytes());
-        place.extend_from_slice(part.as_bytes());
+/// Kind, scope, id and label, as the seal binds them: every text with its length before it.
+fn place(texts: [&str; 4], expires: Option<i64>) -> Vec<u8> {
+    let mut place = Vec::with_capacity(128);
+    for text in texts {
+        place.extend_from_slice(&(text.len() as u64).to_be_bytes());
+        place.extend_from_slice(text.as_bytes());
     }
     // No time is negative.
     place.extend_from_slice(&expires.unwrap_or(-1).to_be_bytes());

@@ -16,6 +16,7 @@ mod interop;
 mod issuers;
 mod limits;
 mod mirror;
+mod postgres;
 mod processes;
 mod promises;
 mod refusals;
@@ -25,6 +26,7 @@ mod review;
 mod rmcp_server;
 mod shot;
 mod standing;
+mod store;
 mod upstream;
 mod wire;
 
