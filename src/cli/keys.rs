@@ -175,6 +175,12 @@ async fn open(state: &State) -> Result<(Store, Arc<Sealer>), String> {
     let store = Store::open(state, sealer.clone(), Clock::system())
         .await
         .map_err(|error| error.to_string())?;
+    if let Some(aside) = store.put_aside() {
+        eprintln!(
+            "the database was damaged and was put aside as {}; an empty one is begun",
+            aside.display()
+        );
+    }
     Ok((store, sealer))
 }
 

@@ -22,6 +22,7 @@ mod postgres;
 mod schema;
 mod sqlite;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -133,6 +134,7 @@ struct Inner {
 enum Pool {
     Sqlite {
         pool: SqlitePool,
+        put_aside: Option<PathBuf>,
         /// Says to other processes that the file is in use, while it lives.
         _in_use: sqlite::InUse,
     },
@@ -170,6 +172,22 @@ impl Store {
             followed: keys::Followed::default(),
             clock,
         })))
+    }
+
+    /// Where a damaged file was put when this store was opened; it begins empty then.
+    pub fn put_aside(&self) -> Option<&Path> {
+        match &self.0.pool {
+            Pool::Sqlite { put_aside, .. } => put_aside.as_deref(),
+            Pool::Postgres(_) => None,
+        }
+    }
+
+    /// Ends what is open; further calls fail. Not needed for what was written to last.
+    pub async fn close(&self) {
+        match &self.0.pool {
+            Pool::Sqlite { pool, .. } => pool.close().await,
+            Pool::Postgres(pool) => pool.close().await,
+        }
     }
 
     /// Seals and opens with other keys from now on.

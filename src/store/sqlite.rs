@@ -60,7 +60,7 @@ async fn open_file(path: &Path, clock: &Clock) -> Result<Pool, Fault> {
     lock(&opening).await?;
     let in_use = in_use(path).map_err(files)?;
     ready(path)?;
-    let pool = match connect(path).await {
+    let (pool, put_aside) = match connect(path).await {
         Err(Fault::Corrupt(why)) => {
             let aside = quarantine(path, &in_use, &why, clock)?;
             tracing::error!(
@@ -69,11 +69,15 @@ async fn open_file(path: &Path, clock: &Clock) -> Result<Pool, Fault> {
                 aside.display()
             );
             ready(path)?;
-            connect(path).await?
+            (connect(path).await?, Some(aside))
         }
-        other => other?,
+        other => (other?, None),
     };
-    Ok(Pool::Sqlite { pool, _in_use: in_use })
+    Ok(Pool::Sqlite {
+        pool,
+        put_aside,
+        _in_use: in_use,
+    })
 }
 
 /// Waits for others that are opening.

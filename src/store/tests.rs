@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::{SealKey, State};
+use crate::session::KeyFile;
 
 const NOW: UnixSeconds = 1_800_000_000;
 
@@ -135,6 +136,127 @@ async fn r33_keys_that_join_to_one_text_are_different_rows() {
         assert!(store.remove(&key(scope, id), When::Always).await.unwrap());
     }
     assert!(store.tally(Kind::Connection).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn r18_a_damaged_file_is_put_aside_with_its_log_and_never_written_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("portcullis.db");
+    let beside = |suffix: &str| directory.path().join(format!("portcullis.db{suffix}"));
+    let mut kept = Vec::new();
+    for (round, suffix) in [".corrupt-1800000000", ".corrupt-1800000000-1", ".corrupt-1800000000-2"]
+        .into_iter()
+        .enumerate()
+    {
+        let store = open(directory.path()).await.unwrap();
+        assert!(value(&store, &key("r", "p")).await.is_none(), "an empty one was begun");
+        for n in 0..40 {
+            store
+                .put(&key("r", &n.to_string()), &[7; 3000], "connected", None, When::Always)
+                .await
+                .unwrap();
+        }
+        store.close().await;
+        drop(store);
+        let mut bytes = std::fs::read(&file).unwrap();
+        match round {
+            0 => bytes[..16].copy_from_slice(b"no database here"),
+            // In the middle, where nothing looks when it is opened.
+            1 => bytes[4096 * 3..4096 * 5].fill(0xa5),
+            _ => bytes.truncate(4096 * 2 + 100),
+        }
+        std::fs::write(&file, &bytes).unwrap();
+        // Of a process that was killed: a log that goes with the file.
+        std::fs::write(beside("-wal"), b"log").unwrap();
+        let store = open(directory.path()).await.unwrap();
+        assert_eq!(store.put_aside(), Some(&*beside(suffix)));
+        store
+            .put(&key("r", "next"), b"tokens", "", None, When::Absent)
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(value(&store, &key("r", "7")).await.is_none());
+        store.remove(&key("r", "next"), When::Always).await.unwrap();
+        store.close().await;
+        kept.push((beside(suffix), bytes));
+        for (aside, bytes) in &kept {
+            assert!(std::fs::read(aside).unwrap() == *bytes, "{} as it was", aside.display());
+            assert_eq!(aside.metadata().unwrap().mode() & 0o777, 0o600);
+        }
+        assert_eq!(std::fs::read(beside(&format!("{suffix}-wal"))).unwrap(), b"log");
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_file_stays_while_somebody_has_it_open() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = open(directory.path()).await.unwrap();
+    first
+        .put(&key("r", "p"), b"tokens", "", None, When::Always)
+        .await
+        .unwrap();
+    std::fs::write(directory.path().join("portcullis.db"), [0xa5; 8192]).unwrap();
+    std::fs::remove_file(directory.path().join("portcullis.db-wal")).unwrap();
+    let error = open(directory.path()).await.err().unwrap();
+    assert!(matches!(error.fault, Fault::CorruptInUse(_)), "{error}");
+    assert!(std::fs::read(directory.path().join("portcullis.db")).unwrap() == [0xa5; 8192]);
+    first.close().await;
+    drop(first);
+    assert!(open(directory.path()).await.unwrap().put_aside().is_some());
+}
+
+#[tokio::test]
+async fn what_is_no_file_of_ours_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("elsewhere", directory.path().join("portcullis.db")).unwrap();
+    assert_eq!(open(directory.path()).await.err().unwrap().fault, Fault::NoFile);
+    let file = directory.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let error = open(&file).await.err().unwrap();
+    assert_eq!(error.fault.reason(), "file", "{error}");
+}
+
+#[tokio::test]
+async fn a_new_key_in_the_key_file_is_taken_up_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let own = || Arc::new(crate::session::load_or_create(directory.path()).unwrap().0);
+    let old = own();
+    let one = Store::open(&state(directory.path()), old.clone(), Clock::system())
+        .await
+        .unwrap();
+    let two = Store::open(&state(directory.path()), old.clone(), Clock::system())
+        .await
+        .unwrap();
+    for store in [&one, &two] {
+        store
+            .put(&key("r", "before"), b"old", "", None, When::Always)
+            .await
+            .unwrap();
+    }
+    KeyFile::change(directory.path()).unwrap().renew().unwrap();
+    let new = hex(own().key_ids().next().unwrap());
+    one.put(&key("r", "p"), b"new", "", None, When::Always).await.unwrap();
+    let by = one.sealed_by().await.unwrap();
+    assert!(by.contains(&(new.clone(), 1)) && by.len() == 2, "{by:?}");
+    assert_eq!(value(&two, &key("r", "p")).await.unwrap(), b"new");
+    assert_eq!(two.reseal().await.unwrap().rows, 1);
+    assert_eq!(one.sealed_by().await.unwrap(), [(new, 2)]);
+    KeyFile::change(directory.path()).unwrap().forget().unwrap();
+    for store in [&one, &two] {
+        assert_eq!(value(store, &key("r", "before")).await.unwrap(), b"old");
+    }
+
+    // A key file that can't be used changes nothing, nor does one that is gone.
+    let file = crate::session::key_file(directory.path());
+    for broken in [true, false] {
+        if broken {
+            std::fs::write(&file, "no key").unwrap();
+        } else {
+            std::fs::remove_file(&file).unwrap();
+        }
+        one.put(&key("r", "p"), b"later", "", None, When::Always).await.unwrap();
+        assert_eq!(value(&two, &key("r", "p")).await.unwrap(), b"later");
+    }
 }
 
 proptest! {

@@ -9,6 +9,7 @@ mod callers;
 mod certificates;
 mod commands;
 mod conformance;
+mod crash;
 mod demo;
 mod gate;
 mod hops;
