@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::Response;
 use tokio::task::JoinSet;
@@ -24,13 +25,14 @@ use crate::authn::{AuthEvent, Authenticator, RouteAuth};
 use crate::bridge::Bridge;
 use crate::clock::Clock;
 use crate::config::{self, Config};
-use crate::credential::CredentialSource;
+use crate::credential::{CredentialSource, Making};
 use crate::edge::Body;
 use crate::edge::access::Front;
 use crate::gateway::StartError;
 use crate::limit::Limits;
 use crate::listener::Incoming;
 use crate::metadata::{self, Mirrors, ProtectedResource, WellKnown, WellKnownLayer};
+use crate::oauth::signer::Signer;
 use crate::rights::Rights;
 use crate::route::Route;
 use crate::session::{self, Sealer, Streams};
@@ -101,7 +103,11 @@ impl Generation {
             mirrors.inherit(&before.mirrors);
         }
         let served = before.map_or(&[][..], |before| &before.routes);
-        let routes = routes(config, &url, metrics, limits, clock, served)?;
+        let sealer = self::sealer(config, sealer)?;
+        let signer = Arc::new(Signer::of_sealer(&sealer));
+        let routes = routes(config, &url, &signer, metrics, limits, clock, served)?;
+        let signers = routes.iter().filter_map(|route| route.credential.signer());
+        let jwks = Signer::jwks([&*signer].into_iter().chain(signers));
         let front = stack(Parts {
             metrics: metrics.clone(),
             audit: audit.clone(),
@@ -113,10 +119,11 @@ impl Generation {
                 &routes,
                 config.listen.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
                 &mirrors,
+                jwks,
             ),
             routes: routes.clone(),
             authenticator: authenticator.clone(),
-            sealer: self::sealer(config, sealer)?,
+            sealer,
             streams: streams.clone(),
             rights: rights.clone(),
             clock: clock.clone(),
@@ -215,6 +222,7 @@ pub(crate) fn public_url(config: &Config, address: SocketAddr) -> String {
 pub(crate) fn routes(
     config: &Config,
     url: &str,
+    signer: &Arc<Signer>,
     metrics: &Arc<Metrics>,
     limits: &Limits,
     clock: &Clock,
@@ -230,10 +238,24 @@ pub(crate) fn routes(
             let served = served.map(|before| &*before.upstream);
             let upstream = Upstream::new(&route.name, &route.upstream, served, upstream_events(counters.clone()))
                 .map_err(|error| StartError::at(&place("upstream"), error))?;
-            let credential = CredentialSource::new(&route.name, &route.credential, clock.clone(), metrics)
-                .map_err(|error| StartError::at(&place("credential"), error))?;
             let origin = metadata::origin(url, route.host.as_ref());
             let resource = metadata::resource_url(&origin, &route.path);
+            let server = route.upstream.urls.first().map(|server| {
+                let mut server = server.clone();
+                server.set_query(None);
+                server
+            });
+            let making = Making {
+                route: &route.name,
+                upstream: server.as_ref(),
+                public_url: url,
+                resource: &resource,
+                signer,
+                clock,
+                metrics,
+            };
+            let credential = CredentialSource::new(&route.credential, &making)
+                .map_err(|error| StartError::at(&place("credential"), error))?;
             let vouched = route.identities.iter().any(|identity| !identity.issuer.is_empty());
             Ok(Arc::new(Route {
                 auth: RouteAuth {
@@ -269,7 +291,7 @@ fn bridge(route: &config::Route, upstream: &Arc<Upstream>, before: &[Arc<Route>]
     })
 }
 
-fn well_known(url: &str, routes: &[Arc<Route>], certificates: bool, mirrors: &Mirrors) -> WellKnownLayer {
+fn well_known(url: &str, routes: &[Arc<Route>], certificates: bool, mirrors: &Mirrors, jwks: Bytes) -> WellKnownLayer {
     let issuers: Vec<Vec<String>> = routes
         .iter()
         .map(|route| {
@@ -306,7 +328,7 @@ fn well_known(url: &str, routes: &[Arc<Route>], certificates: bool, mirrors: &Mi
             dpop: route.dpop(),
             certificates,
         });
-    WellKnownLayer::new(Arc::new(WellKnown::new(documents, mirrors)))
+    WellKnownLayer::new(Arc::new(WellKnown::new(documents, mirrors, jwks)))
 }
 
 /// The hosts a request may name: the public one, those allowed, and loopback's own names when bound there.

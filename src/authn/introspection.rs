@@ -143,10 +143,17 @@ impl Endpoint {
         {
             return Err(TokenFault::Issuer);
         }
-        if !claims.contains_key("aud") && !self.default_audiences.is_empty() {
+        let supposed = !claims.contains_key("aud") && !self.default_audiences.is_empty();
+        if supposed {
             claims.insert("aud".to_owned(), self.default_audiences.clone().into());
         }
-        verify::believe(&self.identity, claims, 0, now)
+        let mut verified = verify::believe(&self.identity, claims, 0, now)?;
+        if supposed {
+            // The issuer didn't say it: nobody is to pass the token on for it.
+            let principal = Arc::get_mut(&mut verified.principal).expect("a new principal has one owner");
+            principal.claims.remove("aud");
+        }
+        Ok(verified)
     }
 }
 

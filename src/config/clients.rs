@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use jsonwebtoken::Algorithm;
 
-use super::raw::Section;
+use super::raw::{At, Section};
 use super::values::{path, signature};
+use crate::oauth::signer::{KeyError, SigningKey};
 use crate::secret::Secret;
 
 /// The gateway as it is registered at an authorization server. Has no `Debug`: it holds secrets.
@@ -157,15 +158,38 @@ pub(super) fn client(section: &Section<'_>, directory: &Path, needed: Needed) ->
         Auth::None => ClientProof::None,
         Auth::Basic => ClientProof::Basic(secret?.value),
         Auth::Post => ClientProof::Post(secret?.value),
-        Auth::PrivateKeyJwt => ClientProof::PrivateKeyJwt(PrivateKey {
-            pem: pem?.value,
-            id: key_id.map(|at| at.value),
-            algorithm: algorithm.map(|at| at.value),
-        }),
+        Auth::PrivateKeyJwt => ClientProof::PrivateKeyJwt(signing_key(section, pem?, key_id, algorithm)),
         Auth::Tls => ClientProof::Tls {
             certificate: certificate?,
             key: key?,
         },
     };
     Some(Client { id: id?.value, proof })
+}
+
+/// A key that signs, tried out.
+pub(super) fn signing_key(
+    section: &Section<'_>,
+    pem: At<Secret>,
+    id: Option<At<String>>,
+    algorithm: Option<At<Algorithm>>,
+) -> PrivateKey {
+    let key = PrivateKey {
+        pem: pem.value,
+        id: id.map(|at| at.value),
+        algorithm: algorithm.map(|at| at.value),
+    };
+    if let Err(error) = SigningKey::read(&key) {
+        let at = if error == KeyError::Algorithm {
+            "algorithm"
+        } else {
+            "private_key"
+        };
+        section.error_at(
+            at,
+            error.to_string(),
+            "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 makes a good one",
+        );
+    }
+    key
 }

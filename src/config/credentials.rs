@@ -7,8 +7,8 @@ use http::HeaderName;
 use serde_json::json;
 use url::Url;
 
-use super::clients::{Client, Needed, PrivateKey, client};
-use super::raw::{Quote, Section};
+use super::clients::{Client, Needed, PrivateKey, client, signing_key};
+use super::raw::{At, Quote, Section};
 use super::tree::{Node, Value};
 use super::values::{credential_header, header_value, oauth_url, path, scope, signature, values};
 use crate::secret::Secret;
@@ -56,6 +56,7 @@ pub struct Exchange {
     pub resources: Vec<String>,
     /// None sent when empty.
     pub scopes: Vec<String>,
+    pub grant: ExchangeGrant,
     /// What the caller's token is said to be.
     pub subject_token_type: TokenType,
     pub requested_token_type: TokenType,
@@ -79,11 +80,20 @@ impl TokenType {
     pub const ID_JAG: &str = "urn:ietf:params:oauth:token-type:id-jag";
 }
 
+/// How the caller's token is handed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExchangeGrant {
+    /// RFC 8693.
+    TokenExchange,
+    /// RFC 7523: as the assertion of a grant, which is how some issuers spell an exchange.
+    JwtBearer,
+}
+
 /// Who acts for the caller (RFC 8693 section 4.1).
 #[derive(PartialEq, Eq)]
 pub enum Actor {
     /// A token in a file, read again when it changes.
-    File(PathBuf),
+    File { path: PathBuf, token_type: TokenType },
     /// The gateway's own token, of the same token endpoint.
     ClientCredentials,
 }
@@ -99,6 +109,9 @@ pub struct JwtBearer {
 /// RFC 6749 section 4.4: the gateway's own token, the same for all callers.
 #[derive(PartialEq, Eq)]
 pub struct ClientCredentials {
+    /// A workload's JWT that is handed in as the assertion of a grant (RFC 7523 section 2.1), read again when it changes;
+    /// `None`: who the client is says enough.
+    pub assertion_file: Option<PathBuf>,
     /// `None`: found as for a connection.
     pub token_endpoint: Option<Url>,
     /// The issuer, where it isn't the first that the upstream names.
@@ -319,6 +332,24 @@ fn exchange(section: &Section<'_>, directory: &Path) -> Option<Exchange> {
     let audiences = section.texts("audience", "`audience` of the request, one or several.");
     let resources = section.texts("resource", "`resource` of the request, one or several.");
     let scopes = section.parsed_list("scopes", "`scope` of the request; none is sent by default.", scope);
+    let grant = section.choice(
+        "grant",
+        "How the caller's token is handed in: as the subject of an exchange (default), or as the assertion of RFC 7523.",
+        &[
+            ("token_exchange", ExchangeGrant::TokenExchange),
+            ("jwt_bearer", ExchangeGrant::JwtBearer),
+        ],
+    );
+    if grant == Some(ExchangeGrant::JwtBearer) {
+        let others = ["subject_token_type", "requested_token_type", "actor", "jwt_bearer"];
+        if let Some(other) = others.into_iter().find(|key| section.has(key)) {
+            section.error_at(
+                other,
+                format!("grant: jwt_bearer has no {other}"),
+                "drop one of the two",
+            );
+        }
+    }
     let subject_token_type = section.parsed(
         "subject_token_type",
         "What the caller's token is: access_token (default), jwt, id_token, or a URN.",
@@ -343,7 +374,23 @@ fn exchange(section: &Section<'_>, directory: &Path) -> Option<Exchange> {
         if file.is_some() == (own == Some(true)) && !actor.is_describing() {
             actor.error_here("an actor has one token", "give file, or client_credentials: true");
         }
-        file.map(Actor::File).or(own.map(|_| Actor::ClientCredentials))
+        let token_type = actor.parsed(
+            "token_type",
+            "What the file's token is: access_token (default), jwt, id_token, or a URN.",
+            token_type,
+        );
+        if token_type.is_some() && !actor.has("file") {
+            actor.error_at(
+                "token_type",
+                "token_type says nothing without file",
+                "drop it: the gate's own token is an access token",
+            );
+        }
+        let file = file.map(|path| Actor::File {
+            path,
+            token_type: type_or_access(token_type),
+        });
+        file.or(own.map(|_| Actor::ClientCredentials))
     });
     let jwt_bearer = section.optional_section(
         "jwt_bearer",
@@ -359,7 +406,7 @@ fn exchange(section: &Section<'_>, directory: &Path) -> Option<Exchange> {
             })
         },
     );
-    let requested = requested_token_type.map_or_else(|| TokenType(TokenType::ACCESS_TOKEN.to_owned()), |at| at.value);
+    let requested = type_or_access(requested_token_type);
     if (requested.0 == TokenType::ID_JAG) != section.has("jwt_bearer") && !section.is_describing() {
         section.error_here(
             "requested_token_type: id_jag and jwt_bearer go together",
@@ -371,8 +418,8 @@ fn exchange(section: &Section<'_>, directory: &Path) -> Option<Exchange> {
         audiences: values(audiences),
         resources: values(resources),
         scopes: values(scopes),
-        subject_token_type: subject_token_type
-            .map_or_else(|| TokenType(TokenType::ACCESS_TOKEN.to_owned()), |at| at.value),
+        grant: grant.unwrap_or(ExchangeGrant::TokenExchange),
+        subject_token_type: type_or_access(subject_token_type),
         requested_token_type: requested,
         actor: actor.flatten(),
         jwt_bearer: jwt_bearer.flatten(),
@@ -386,6 +433,12 @@ fn client_credentials(section: &Section<'_>, directory: &Path) -> Option<ClientC
         oauth_url,
     );
     let issuer = issuer(section);
+    let assertion_file = path(
+        section,
+        "assertion_file",
+        "A JWT of this workload, handed in as the assertion of RFC 7523 instead of client_credentials; read again when it changes.",
+        directory,
+    );
     let client = client(section, directory, Needed::Yes);
     let audiences = section.texts("audience", "`audience` of the request, one or several.");
     let resource = resource(section);
@@ -401,6 +454,7 @@ fn client_credentials(section: &Section<'_>, directory: &Path) -> Option<ClientC
         }),
         token_endpoint: token_endpoint.map(|at| at.value),
         issuer,
+        assertion_file,
         client: client?,
         audiences: values(audiences),
         scopes: values(scopes),
@@ -445,11 +499,7 @@ fn assertion(section: &Section<'_>) -> Option<Assertion> {
         issuer: issuer.map(|at| at.value),
         lifetime: lifetime.unwrap_or(Duration::from_secs(60)),
         claims: values(claims),
-        key: pem.map(|pem| PrivateKey {
-            pem: pem.value,
-            id: key_id.map(|at| at.value),
-            algorithm: algorithm.map(|at| at.value),
-        }),
+        key: pem.map(|pem| signing_key(section, pem, key_id, algorithm)),
     })
 }
 
@@ -567,6 +617,10 @@ fn private_addresses(section: &Section<'_>) -> bool {
 fn ca(section: &Section<'_>, directory: &Path) -> Option<PathBuf> {
     let about = "PEM bundle trusted instead of the system's roots.";
     path(section, "ca", about, directory)
+}
+
+fn type_or_access(read: Option<At<TokenType>>) -> TokenType {
+    read.map_or_else(|| TokenType(TokenType::ACCESS_TOKEN.to_owned()), |at| at.value)
 }
 
 fn token_type(text: &str) -> Result<TokenType, String> {

@@ -27,8 +27,8 @@ pub mod watch;
 pub use claims::{ClaimPaths, ScopeNames};
 pub use clients::{Client, ClientProof, PrivateKey};
 pub use credentials::{
-    Actor, Assertion, ClientCredentials, Connection, Credential, Endpoints, Exchange, JwtBearer, Registration,
-    Resource, TokenEndpoint, TokenFile, TokenType,
+    Actor, Assertion, ClientCredentials, Connection, Credential, Endpoints, Exchange, ExchangeGrant, JwtBearer,
+    Registration, Resource, TokenEndpoint, TokenFile, TokenType,
 };
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub use load::Loaded;

@@ -1,6 +1,7 @@
 //! Exchanged tokens, kept no longer than they and the caller's own token live (r40).
 //!
-//! 1. A token is found by a digest of the caller's token and of everything that shaped the request for it.
+//! 1. A token is found by a digest of the caller's token, of the token of who acts for them, and of everything else that
+//!    shaped the request for it.
 //! 2. One request at a time for one key: those who come meanwhile share its result, failures too; failures are not
 //!    kept. If the one who asks goes away, one of those who wait asks again.
 //! 3. An entry ends at the earlier of `expires_in` (less a margin for the way to the upstream) and the caller's `exp`.
@@ -17,13 +18,13 @@ use moka::Expiry;
 use moka::future::Cache;
 use moka::ops::compute::Op;
 
-use super::exchange::Endpoint;
+use super::exchange::{ActorToken, Exchanger};
 use super::recovery::PAUSE;
-use super::{CredentialError, OutboundCredential, Recover, SetupError};
+use super::{CredentialError, Making, OutboundCredential, Recover, SetupError};
 use crate::clock::{Clock, UnixSeconds};
 use crate::config::Exchange;
 use crate::secret::Secret;
-use crate::telemetry::{Metrics, RouteMetrics};
+use crate::telemetry::Metrics;
 
 const MAX_ENTRIES: u64 = 10_000;
 /// Seconds before its end that a token is no longer handed out.
@@ -52,45 +53,26 @@ impl Expiry<Key, Entry> for Lifetime {
 
 /// Exchanges, and remembers.
 pub(super) struct Exchanged {
-    endpoint: Endpoint,
-    /// Length-prefixed: endpoint, client, audience, resource, scopes.
+    exchanger: Exchanger,
+    /// Whom is asked for what.
     context: Vec<u8>,
     cache: Cache<Key, Entry>,
     clock: Clock,
     metrics: Arc<Metrics>,
-    route: Arc<RouteMetrics>,
 }
 
 impl Exchanged {
-    pub(super) fn new(
-        route: &str,
-        config: &Exchange,
-        clock: Clock,
-        metrics: &Arc<Metrics>,
-    ) -> Result<Self, SetupError> {
-        // None of these holds a space.
-        let parts = [
-            config.endpoint.url.as_str(),
-            &config.endpoint.client.id,
-            &config.audiences.join(" "),
-            &config.resources.join(" "),
-            &config.scopes.join(" "),
-        ];
-        let mut context = Vec::new();
-        for part in parts {
-            context.extend_from_slice(&(part.len() as u64).to_be_bytes());
-            context.extend_from_slice(part.as_bytes());
-        }
+    pub(super) fn new(config: &Exchange, making: &Making<'_>) -> Result<Self, SetupError> {
+        let exchanger = Exchanger::new(config, making)?;
         Ok(Self {
-            endpoint: Endpoint::new(route, config)?,
-            context,
+            context: exchanger.context(),
+            exchanger,
             cache: Cache::builder()
                 .max_capacity(MAX_ENTRIES)
                 .expire_after(Lifetime)
                 .build(),
-            clock,
-            metrics: Arc::clone(metrics),
-            route: metrics.route(route),
+            clock: making.clock.clone(),
+            metrics: making.metrics.clone(),
         })
     }
 
@@ -100,7 +82,8 @@ impl Exchanged {
         subject: &Secret,
         expires: Option<UnixSeconds>,
     ) -> Result<HeaderValue, CredentialError> {
-        let key = self.key(subject);
+        let actor = self.exchanger.actor().await?;
+        let key = self.key(subject, actor.as_ref());
         if let Some(entry) = self.cache.get(&key).await {
             if self.clock.now() < entry.until {
                 self.metrics.token_cache("exchange", "hit");
@@ -109,18 +92,19 @@ impl Exchanged {
             self.cache.invalidate(&key).await;
         }
         self.metrics.token_cache("exchange", "miss");
-        self.fetch_once(key, subject, expires, None).await
+        self.fetch_once(key, subject, actor.as_ref(), expires, None).await
     }
 
     async fn fetch_once(
         &self,
         key: Key,
         subject: &Secret,
+        actor: Option<&ActorToken>,
         expires: Option<UnixSeconds>,
         replaced: Option<tokio::time::Instant>,
     ) -> Result<HeaderValue, CredentialError> {
         let fetch = async {
-            let entry = self.fetch(subject, expires).await?;
+            let entry = self.fetch(subject, actor, expires).await?;
             Ok(Entry { replaced, ..entry })
         };
         let entry = self.cache.try_get_with(key, fetch).await;
@@ -136,7 +120,9 @@ impl Exchanged {
         subject: &Secret,
         expires: Option<UnixSeconds>,
     ) -> Result<Option<HeaderValue>, CredentialError> {
-        let key = self.key(subject);
+        let actor = self.exchanger.actor().await?;
+        let actor = actor.as_ref();
+        let key = self.key(subject, actor);
         let is_refused = |entry: &Entry| entry.value == *refused;
         let held = self.cache.get(&key).await.filter(is_refused);
         let replaced = held.and_then(|entry| entry.replaced);
@@ -154,7 +140,7 @@ impl Exchanged {
             })
             .await;
         let value = self
-            .fetch_once(key, subject, expires, Some(tokio::time::Instant::now()))
+            .fetch_once(key, subject, actor, expires, Some(tokio::time::Instant::now()))
             .await?;
         Ok((value != refused).then_some(value))
     }
@@ -178,18 +164,15 @@ impl Exchanged {
         }
     }
 
-    async fn fetch(&self, subject: &Secret, expires: Option<UnixSeconds>) -> Result<Entry, CredentialError> {
+    async fn fetch(
+        &self,
+        subject: &Secret,
+        actor: Option<&ActorToken>,
+        expires: Option<UnixSeconds>,
+    ) -> Result<Entry, CredentialError> {
         // The time before asking: the token can't be younger than it seems.
         let now = self.clock.now();
-        let (issued, took) = self.endpoint.exchange(subject).await;
-        let result = match &issued {
-            Ok(_) => "ok",
-            Err(CredentialError::Rejected { .. }) => "rejected",
-            Err(CredentialError::Unreachable(_)) => "unreachable",
-            Err(_) => "malformed",
-        };
-        self.route.token_exchange("token_exchange", result, took);
-        let issued = issued.inspect_err(|error| tracing::warn!(%error, "token exchange failed"))?;
+        let issued = self.exchanger.exchange(subject, actor).await?;
         let keep = issued.expires_in.saturating_sub(SKEW);
         // A caller without an end is not to be outlived by guess: nothing is kept for one.
         let until = now.saturating_add(keep).min(expires.unwrap_or(now));
@@ -202,10 +185,12 @@ impl Exchanged {
         })
     }
 
-    fn key(&self, subject: &Secret) -> Key {
+    fn key(&self, subject: &Secret, actor: Option<&ActorToken>) -> Key {
+        let hash = |text: &str| digest::digest(&digest::SHA256, text.as_bytes());
         let mut context = digest::Context::new(&digest::SHA256);
+        context.update(hash(subject.expose()).as_ref());
+        context.update(hash(actor.map_or("", |actor| actor.token.expose())).as_ref());
         context.update(&self.context);
-        context.update(subject.expose().as_bytes());
         context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
     }
 }
@@ -233,8 +218,9 @@ const MAX_KEEP: u64 = 24 * 60 * 60;
 
 #[cfg(test)]
 mod tests {
-    use super::super::fake_issuer::FakeIssuer;
+    use super::super::fake_issuer::{FakeIssuer, Made};
     use super::*;
+    use crate::config::{Actor, ExchangeGrant, JwtBearer, TokenType};
 
     const NOW: UnixSeconds = 1_000_000;
     const HOUR: Option<UnixSeconds> = Some(NOW + 3600);
@@ -250,7 +236,8 @@ mod tests {
     async fn setup(status: u16, body: &str) -> Setup {
         let issuer = FakeIssuer::start(status, body).await;
         let (clock, metrics) = (Clock::fixed(NOW), Metrics::new());
-        let exchanged = Arc::new(Exchanged::new("nc", &issuer.config(), clock.clone(), &metrics).unwrap());
+        let made = Made::new(&clock, &metrics);
+        let exchanged = Arc::new(Exchanged::new(&issuer.config(), &made.making()).unwrap());
         Setup {
             issuer,
             exchanged,
@@ -272,6 +259,19 @@ mod tests {
 
         fn posts(&self) -> usize {
             self.issuer.asked().len()
+        }
+    }
+
+    fn second(first: &Exchange, resources: &[&str]) -> JwtBearer {
+        JwtBearer {
+            endpoint: crate::config::TokenEndpoint {
+                url: first.endpoint.url.clone(),
+                client: first.endpoint.client.clone(),
+                parameters: Vec::new(),
+                ca: None,
+            },
+            resources: resources.iter().map(ToString::to_string).collect(),
+            scopes: Vec::new(),
         }
     }
 
@@ -326,8 +326,9 @@ mod tests {
         let key = |change: fn(&mut Exchange)| {
             let mut config = setup.issuer.config();
             change(&mut config);
-            let exchanged = Exchanged::new("nc", &config, Clock::system(), &setup.metrics).unwrap();
-            exchanged.key(&Secret::new("alice"))
+            let made = Made::new(&Clock::system(), &setup.metrics);
+            let exchanged = Exchanged::new(&config, &made.making()).unwrap();
+            exchanged.key(&Secret::new("alice"), None)
         };
         let keys = [
             key(|_| {}),
@@ -336,9 +337,46 @@ mod tests {
             key(|config| config.scopes = vec!["a".to_owned()]),
             key(|config| config.endpoint.client.id.push('a')),
             key(|config| config.endpoint.url.set_path("/a")),
+            key(|config| config.audiences = vec!["a".to_owned(), "b".to_owned()]),
+            key(|config| config.audiences = vec!["a&audience=b".to_owned()]),
+            key(|config| config.endpoint.parameters = vec![("a".to_owned(), "b".to_owned())]),
+            key(|config| config.subject_token_type = TokenType(TokenType::ID_TOKEN.to_owned())),
+            key(|config| config.requested_token_type = TokenType(TokenType::JWT.to_owned())),
+            key(|config| config.grant = ExchangeGrant::JwtBearer),
+            key(|config| config.jwt_bearer = Some(second(config, &[]))),
+            key(|config| config.jwt_bearer = Some(second(config, &["a"]))),
         ];
         let distinct: std::collections::BTreeSet<_> = keys.iter().collect();
         assert_eq!(distinct.len(), keys.len());
+    }
+
+    #[tokio::test]
+    async fn r40_whoever_acts_changes_the_token() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("actor");
+        std::fs::write(&file, "agent-1\n").unwrap();
+        let issuer = FakeIssuer::start(200, TOKEN).await;
+        let mut config = issuer.config();
+        config.actor = Some(Actor::File {
+            path: file.clone(),
+            token_type: TokenType(TokenType::JWT.to_owned()),
+        });
+        let made = Made::new(&Clock::fixed(NOW), &Metrics::new());
+        let exchanged = Arc::new(Exchanged::new(&config, &made.making()).unwrap());
+        let alice = Secret::new("alice");
+        for _ in 0..2 {
+            exchanged.obtain(&alice, HOUR).await.unwrap();
+        }
+        assert_eq!(issuer.asked().len(), 1);
+        std::fs::write(&file, "another-agent").unwrap();
+        exchanged.obtain(&alice, HOUR).await.unwrap();
+        let actors: Vec<_> = issuer
+            .asked()
+            .iter()
+            .map(|asked| asked.form["actor_token"].clone())
+            .collect();
+        assert_eq!(actors, ["agent-1", "another-agent"]);
+        assert_eq!(issuer.asked()[0].form["actor_token_type"], TokenType::JWT);
     }
 
     #[tokio::test]

@@ -1,15 +1,20 @@
 //! Which credential leaves towards the upstream: exactly one, and never the caller's token.
 //!
 //! 1. Nothing is obtained without a [`Permit`]: a forged token never reaches a token endpoint (r41).
-//! 2. Fixed credentials are built once; an exchanged one belongs to the caller's token and dies with it.
+//! 2. Fixed credentials are built once; an exchanged or asserted one belongs to the caller and dies with the caller's
+//!    token; the gateway's own at an issuer is for all.
 //! 3. Whatever goes wrong, there is no credential and no request: never a fall-back (r39).
 //! 4. A credential that the upstream refused is had anew once, where it can be ([`recovery`]).
 
+mod ask;
+pub mod assertion;
 mod cache;
 mod check;
+mod client_credentials;
 mod exchange;
 #[cfg(test)]
 mod fake_issuer;
+mod passthrough;
 mod recovery;
 
 use std::sync::Arc;
@@ -18,17 +23,22 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use url::Url;
 use zeroize::Zeroizing;
 
 use crate::authn::Principal;
 use crate::clock::Clock;
 use crate::config::Credential;
+use crate::oauth::TokenError;
+use crate::oauth::signer::Signer;
 use crate::policy::Permit;
 use crate::secret::Secret;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, RouteMetrics};
 
+use assertion::Asserter;
 use cache::Exchanged;
 pub use check::{CredentialCheck, Funded};
+use client_credentials::OwnToken;
 pub(crate) use recovery::{Recover, wanted_scopes};
 
 /// What one request carries to the upstream. Has no `Debug`: it is a secret.
@@ -36,7 +46,7 @@ pub(crate) use recovery::{Recover, wanted_scopes};
 pub struct OutboundCredential {
     /// `None`: the request goes without. The value is marked sensitive.
     pub(crate) header: Option<(HeaderName, HeaderValue)>,
-    /// For the audit line: `none`, `bearer`, `header`, `basic` or `exchange`.
+    /// For the audit line: the name that the credential has in the configuration, or `none`.
     pub kind: &'static str,
     /// Where another comes from when the upstream refuses this one; `None`: nowhere.
     pub(crate) recovery: Option<Arc<dyn Recover>>,
@@ -54,11 +64,17 @@ impl OutboundCredential {
 /// Why there is no credential, and so no request. The texts hold no token and nothing that the issuer chose.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialError {
-    /// Nobody's token can't be exchanged.
-    #[error("the route exchanges the caller's token, and the caller came without one")]
+    /// Nobody's token can't be exchanged, passed on or spoken for.
+    #[error("the route's credential is made of who calls, and the caller came without a token")]
     NoSubject,
+    /// The caller's token may not be passed on.
+    #[error("the route passes on tokens that are for the upstream, too; the caller's is not: {0}")]
+    NotForUpstream(&'static str),
+    /// The caller's claims don't fit an assertion.
+    #[error("the claims to be copied into the assertion are larger than 8 KiB; copy fewer")]
+    TooMuch,
     /// The issuer said no (4xx), with one of the registered error codes or `other`.
-    #[error("the token endpoint refused the exchange: {error}")]
+    #[error("the token endpoint refused: {error}")]
     Rejected { error: &'static str },
     /// No answer: refused, timed out, TLS, or a 5xx.
     #[error("the token endpoint can't be reached: {0}")]
@@ -102,11 +118,23 @@ impl NotConnected {
     }
 }
 
+impl From<TokenError> for CredentialError {
+    fn from(error: TokenError) -> Self {
+        match error {
+            TokenError::Rejected { error } => Self::Rejected { error },
+            TokenError::Unreachable(why) => Self::Unreachable(why),
+            TokenError::Malformed(why) => Self::Malformed(why),
+        }
+    }
+}
+
 impl CredentialError {
     /// A bounded label for metrics and the audit line.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NoSubject => "no_subject",
+            Self::NotForUpstream(_) => "not_for_upstream",
+            Self::TooMuch => "claims_too_large",
             Self::Rejected { error } => error,
             Self::Unreachable(_) => "unreachable",
             Self::Malformed(_) => "malformed",
@@ -125,13 +153,25 @@ pub enum SetupError {
     /// A configured value holds what a header can't.
     #[error("routes.{route}.credential: the value can't stand in a header")]
     Header { route: String },
-    /// r26: OAuth goes over TLS, save on loopback.
-    #[error("routes.{route}.credential.exchange.token_endpoint: https is needed off loopback")]
-    Insecure { route: String },
-    #[error("routes.{route}.credential.exchange.ca: {cause}")]
-    Ca { route: String, cause: String },
-    #[error("routes.{route}.credential.exchange: {cause}")]
-    Client { route: String, cause: String },
+    /// A key, a certificate, a file or an address that can't be used.
+    #[error("routes.{route}.credential.{key}: {cause}")]
+    Unusable { route: String, key: String, cause: String },
+}
+
+/// What a route's credential is made with.
+#[derive(Clone, Copy)]
+pub struct Making<'a> {
+    pub route: &'a str,
+    /// The first of the upstream's URLs, without its query; `None`: it is a command.
+    pub upstream: Option<&'a Url>,
+    /// Without a trailing slash.
+    pub public_url: &'a str,
+    /// The route's own URL: what its callers' tokens are for.
+    pub resource: &'a str,
+    /// The gateway's own.
+    pub signer: &'a Arc<Signer>,
+    pub clock: &'a Clock,
+    pub metrics: &'a Arc<Metrics>,
 }
 
 /// Where one route's credentials come from. Has no `Debug`: it holds secrets.
@@ -143,14 +183,26 @@ enum Source {
         kind: &'static str,
     },
     Exchange(Arc<Exchanged>),
+    ClientCredentials(Arc<OwnToken>),
+    Assertion(Box<Asserter>),
+    Passthrough {
+        audience: String,
+        route: Arc<RouteMetrics>,
+    },
 }
 
 impl CredentialSource {
     /// Prepares a route's credential; call it inside a Tokio runtime.
     ///
     /// # Errors
-    /// A value that can't be a header, an insecure token endpoint, or a CA bundle that can't be read.
-    pub fn new(route: &str, credential: &Credential, clock: Clock, metrics: &Arc<Metrics>) -> Result<Self, SetupError> {
+    /// A value that can't be a header, an insecure token endpoint, or a key or file that can't be used.
+    pub fn new(credential: &Credential, making: &Making<'_>) -> Result<Self, SetupError> {
+        let route = making.route;
+        let unusable = |key: &str, cause: String| SetupError::Unusable {
+            route: route.to_owned(),
+            key: key.to_owned(),
+            cause,
+        };
         let sensitive = |text: &str| {
             let mut value = HeaderValue::from_str(text).map_err(|_| SetupError::Header {
                 route: route.to_owned(),
@@ -177,22 +229,42 @@ impl CredentialSource {
                 let text = Zeroizing::new(format!("Basic {}", STANDARD.encode(pair.as_bytes())));
                 (Some((AUTHORIZATION, sensitive(&text)?)), "basic")
             }
-            Credential::Passthrough { .. }
-            | Credential::ClientCredentials(_)
-            | Credential::Assertion(_)
-            | Credential::TokenFile(_)
-            | Credential::Connection(_) => {
-                return Err(SetupError::Client {
-                    route: route.to_owned(),
-                    cause: "this credential can't be come by yet".to_owned(),
-                });
+            Credential::Passthrough { audience } => {
+                // Whatever the route lets in would be passed on.
+                if audience.trim_end_matches('/') == making.resource.trim_end_matches('/') {
+                    let cause = "this is what callers' tokens are for anyway; name the upstream's own".to_owned();
+                    return Err(unusable("passthrough.audience", cause));
+                }
+                return Ok(Self(Source::Passthrough {
+                    audience: audience.clone(),
+                    route: making.metrics.route(route),
+                }));
+            }
+            Credential::ClientCredentials(config) => {
+                let own = client_credentials::of(config, making)?;
+                return Ok(Self(Source::ClientCredentials(own)));
+            }
+            Credential::Assertion(config) => {
+                let asserter = Asserter::new(config, making)?;
+                return Ok(Self(Source::Assertion(Box::new(asserter))));
+            }
+            Credential::TokenFile(_) | Credential::Connection(_) => {
+                return Err(unusable("", "this credential can't be come by yet".to_owned()));
             }
             Credential::Exchange(exchange) => {
-                let exchanged = Exchanged::new(route, exchange, clock, metrics)?;
+                let exchanged = Exchanged::new(exchange, making)?;
                 return Ok(Self(Source::Exchange(Arc::new(exchanged))));
             }
         };
         Ok(Self(Source::Fixed { header, kind }))
+    }
+
+    /// The key of this route's own whose signatures its upstream sees.
+    pub fn signer(&self) -> Option<&Signer> {
+        match &self.0 {
+            Source::Assertion(asserter) => Some(asserter.signer()),
+            _ => None,
+        }
     }
 
     /// The credential for one permitted request. `subject` is the bearer that made the permit's principal.
@@ -226,16 +298,36 @@ impl CredentialSource {
                 let value = Box::pin(exchanged.obtain(subject, principal.expires)).await?;
                 Ok(exchanged.credential(value, subject, principal.expires))
             }
+            Source::ClientCredentials(own) => Box::pin(own.credential()).await,
+            Source::Assertion(asserter) => {
+                let value = asserter.bearer(principal)?;
+                Ok(OutboundCredential {
+                    header: Some((AUTHORIZATION, value)),
+                    kind: "assertion",
+                    recovery: None,
+                })
+            }
+            Source::Passthrough { audience, route } => {
+                let value = passthrough::bearer(audience, principal, subject);
+                let value = value.inspect_err(|error| route.credential_failure("passthrough", error.reason()))?;
+                Ok(OutboundCredential {
+                    header: Some((AUTHORIZATION, value)),
+                    kind: "passthrough",
+                    recovery: None,
+                })
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::fake_issuer::Made;
     use super::*;
 
     async fn fixed(credential: Credential) -> OutboundCredential {
-        let source = CredentialSource::new("notes", &credential, Clock::system(), &Metrics::new()).unwrap();
+        let made = Made::new(&Clock::system(), &Metrics::new());
+        let source = CredentialSource::new(&credential, &made.making()).unwrap();
         let subject = Secret::new("callers-token");
         source
             .obtain_for(&Principal::anonymous(), Some(&subject))
@@ -303,9 +395,10 @@ mod tests {
                 password: Secret::new("abc\n"),
             },
         ] {
-            let made = CredentialSource::new("notes", &credential, Clock::system(), &Metrics::new());
-            let error = made.err().expect("refused").to_string();
-            assert!(error.contains("routes.notes") && !error.contains("abc"), "{error}");
+            let made = Made::new(&Clock::system(), &Metrics::new());
+            let error = CredentialSource::new(&credential, &made.making()).err();
+            let error = error.expect("refused").to_string();
+            assert!(error.contains("routes.nc") && !error.contains("abc"), "{error}");
         }
     }
 
@@ -313,7 +406,8 @@ mod tests {
     async fn nobodys_token_is_not_exchanged() {
         let issuer = fake_issuer::FakeIssuer::start(200, r#"{"access_token":"t"}"#).await;
         let exchange = Credential::Exchange(Box::new(issuer.config()));
-        let source = CredentialSource::new("nc", &exchange, Clock::fixed(1000), &Metrics::new()).unwrap();
+        let made = Made::new(&Clock::fixed(1000), &Metrics::new());
+        let source = CredentialSource::new(&exchange, &made.making()).unwrap();
         let alice = Principal {
             identity: Some("corp".into()),
             expires: Some(2000),

@@ -24,6 +24,9 @@ use crate::edge::{Arrival, Body, Stage, empty, full};
 /// Long enough to spare a round trip, short enough that a reload is seen.
 const MAX_AGE: &str = "public, max-age=300";
 
+/// Where the gateway's public keys are.
+pub const JWKS: &str = "/.well-known/jwks.json";
+
 const METHODS: &str = "GET, HEAD, OPTIONS";
 
 const ANYONE: &str = "*";
@@ -52,18 +55,20 @@ enum Document {
 }
 
 impl WellKnown {
-    /// The documents of these routes, and their issuers'; routes without an issuer have none.
-    pub fn new<'a>(routes: impl IntoIterator<Item = ProtectedResource<'a>>, mirrors: &Mirrors) -> Self {
+    /// The documents of these routes, and their issuers'; routes without an issuer have none. `jwks` are the gateway's own
+    /// public keys, on the public URL's host.
+    pub fn new<'a>(routes: impl IntoIterator<Item = ProtectedResource<'a>>, mirrors: &Mirrors, jwks: Bytes) -> Self {
         let mut hosts: HashMap<Option<Arc<str>>, Vec<ProtectedResource<'a>>> = HashMap::new();
         for route in routes {
             hosts.entry(route.host.cloned()).or_default().push(route);
         }
         let hosts = hosts.into_iter();
-        Self {
-            hosts: hosts
-                .map(|(host, routes)| (host, Documents::new(&routes, mirrors)))
-                .collect(),
-        }
+        let mut hosts: HashMap<_, _> = hosts
+            .map(|(host, routes)| (host, Documents::new(&routes, mirrors)))
+            .collect();
+        let own = hosts.entry(None).or_default();
+        own.0.insert(JWKS.to_owned(), Document::Ours(jwks));
+        Self { hosts }
     }
 
     fn at(&self, host: Option<&Arc<str>>, path: &str) -> Option<&Document> {
@@ -257,7 +262,7 @@ mod tests {
             journey: Journey::begin(connection),
             request: Box::new(Request::builder().method(method).uri(path).body(()).unwrap()),
         };
-        let documents = WellKnown::new(routes, &Mirrors::default());
+        let documents = WellKnown::new(routes, &Mirrors::default(), Bytes::from_static(b"{}"));
         let stage = WellKnownLayer::new(Arc::new(documents)).layer(Beyond);
         stage.serve(arrival).await.expect("no document here can fail")
     }

@@ -53,6 +53,18 @@ impl Form {
         }
     }
 
+    /// Adds a field for each of these.
+    pub fn push_all(&mut self, name: &'static str, values: &[String]) {
+        for value in values {
+            self.push(name, value);
+        }
+    }
+
+    /// Adds all fields of another.
+    pub fn append(&mut self, mut other: Self) {
+        self.0.append(&mut other.0);
+    }
+
     /// The first field of this name.
     pub fn get(&self, name: &str) -> Option<&str> {
         let found = self.0.iter().find(|(found, _)| found == name);
@@ -77,6 +89,16 @@ impl Form {
             serialize(value, &mut encoded);
         }
         encoded
+    }
+}
+
+impl FromIterator<(String, String)> for Form {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(fields: I) -> Self {
+        let mut form = Self::default();
+        for (name, value) in fields {
+            form.push(name, &value);
+        }
+        form
     }
 }
 
@@ -216,4 +238,124 @@ pub fn basic(client_id: &str, secret: &Secret) -> HeaderValue {
     let mut value = HeaderValue::from_str(&text).expect("base64 can stand in a header");
     value.set_sensitive(true);
     value
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::config::PrivateKey;
+
+    fn client(proof: ClientProof) -> config::Client {
+        config::Client {
+            id: "gate".to_owned(),
+            proof,
+        }
+    }
+
+    fn key() -> PrivateKey {
+        PrivateKey {
+            pem: Secret::new(rcgen::KeyPair::generate().unwrap().serialize_pem()),
+            id: Some("key-1".to_owned()),
+            algorithm: None,
+        }
+    }
+
+    fn shown(client: &Client) -> (Form, HeaderMap) {
+        let (mut form, mut headers) = (Form::default(), HeaderMap::new());
+        client.authenticate(&mut form, &mut headers, "https://issuer.example", 1000);
+        (form, headers)
+    }
+
+    #[test]
+    fn each_client_shows_one_proof() {
+        let secret = || Secret::new("s3cret");
+        let tls = || ClientProof::Tls {
+            certificate: "c.pem".into(),
+            key: "k.pem".into(),
+        };
+        let table = [
+            (ClientProof::None, "client_id=gate", false),
+            (ClientProof::Basic(secret()), "", true),
+            (
+                ClientProof::Post(secret()),
+                "client_id=gate&client_secret=s3cret",
+                false,
+            ),
+            (tls(), "client_id=gate", false),
+        ];
+        for (proof, expected, header) in table {
+            let (form, headers) = shown(&Client::configured(&client(proof)).unwrap());
+            assert_eq!(String::from_utf8_lossy(&form.encode()), expected);
+            assert_eq!(headers.contains_key(AUTHORIZATION), header);
+            assert!(headers.values().all(HeaderValue::is_sensitive));
+        }
+    }
+
+    #[test]
+    fn an_assertion_is_for_one_issuer_once() {
+        let client = Client::configured(&client(ClientProof::PrivateKeyJwt(key()))).unwrap();
+        let read = || {
+            let (form, headers) = shown(&client);
+            assert!(headers.is_empty());
+            assert_eq!(form.get("client_assertion_type"), Some(ASSERTION_TYPE));
+            let token = form.get("client_assertion").unwrap().to_owned();
+            let part = |index: usize| -> Value {
+                let part = token.split('.').nth(index).unwrap();
+                serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
+            };
+            (part(0), part(1))
+        };
+        let (header, claims) = read();
+        assert_eq!(header, json!({"alg": "ES256", "typ": "JWT", "kid": "key-1"}));
+        assert_eq!(
+            (&claims["iss"], &claims["sub"], &claims["aud"]),
+            (&json!("gate"), &json!("gate"), &json!("https://issuer.example"))
+        );
+        assert_eq!((&claims["iat"], &claims["exp"]), (&json!(1000), &json!(1060)));
+        assert_ne!(claims["jti"], read().1["jti"]);
+    }
+
+    #[test]
+    fn what_a_grant_remembers_needs_the_configurations_key() {
+        let record = |auth, secret: Option<&str>| ClientRecord {
+            id: "gate".to_owned(),
+            secret: secret.map(Secret::new),
+            secret_expires_at: None,
+            auth,
+        };
+        let keyed = client(ClientProof::PrivateKeyJwt(key()));
+        let bare = client(ClientProof::None);
+        let table = [
+            (record(AuthMethod::None, None), None, true),
+            (record(AuthMethod::ClientSecretBasic, Some("s")), None, true),
+            (record(AuthMethod::ClientSecretPost, Some("s")), Some(&keyed), true),
+            (record(AuthMethod::ClientSecretBasic, None), None, false),
+            (record(AuthMethod::PrivateKeyJwt, None), Some(&keyed), true),
+            (record(AuthMethod::PrivateKeyJwt, None), Some(&bare), false),
+            (record(AuthMethod::PrivateKeyJwt, None), None, false),
+            (record(AuthMethod::TlsClientAuth, None), Some(&keyed), false),
+        ];
+        for (index, (record, keys, good)) in table.iter().enumerate() {
+            let made = Client::recorded(record, *keys);
+            assert_eq!(made.is_ok(), *good, "{index}");
+            if let Ok(made) = made {
+                assert_eq!((made.id(), made.method()), ("gate", record.auth));
+            }
+        }
+    }
+
+    #[test]
+    fn a_form_keeps_order_and_escapes() {
+        let mut form = Form::grant("x");
+        form.push_all("audience", &["a&b=c".to_owned(), "é +".to_owned()]);
+        form.push_scopes(&[]);
+        form.push_scopes(&["r".to_owned(), "w".to_owned()]);
+        let encoded = form.encode();
+        assert_eq!(
+            String::from_utf8_lossy(&encoded),
+            "grant_type=x&audience=a%26b%3Dc&audience=%C3%A9+%2B&scope=r+w"
+        );
+    }
 }

@@ -1,11 +1,7 @@
-//! A client certificate in two files, read again when they change (RFC 8705).
-//!
-//! 1. What can't be used at the start is an error with the file's name; later on the last good pair stays in use.
-//! 2. Files count as changed when their time or length does; both are looked at before each handshake.
+//! A client certificate in two files, shown to servers that ask for one (RFC 8705).
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::path::Path;
+use std::sync::Arc;
 
 use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
@@ -13,70 +9,37 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-/// Time of change and length of certificate and key.
-type Stamp = [(SystemTime, u64); 2];
+use super::watched::Watched;
 
-/// Answers a server that asks for a certificate.
-pub(super) struct FileIdentity {
-    certificate: PathBuf,
-    key: PathBuf,
-    /// As last read, and what the files looked like then.
-    current: Mutex<(Stamp, Arc<CertifiedKey>)>,
-}
+/// As the files are at each handshake.
+pub(super) struct FileIdentity(Watched<Arc<CertifiedKey>>);
 
 // What rustls asks for; the key says nothing of itself.
 impl std::fmt::Debug for FileIdentity {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "FileIdentity({})", self.certificate.display())
+        formatter.write_str("FileIdentity")
     }
 }
 
 impl FileIdentity {
     /// Reads both files.
     pub(super) fn read(certificate: &Path, key: &Path) -> Result<Self, String> {
-        let stamp =
-            stamp(certificate, key).map_err(|(path, error)| format!("can't read {}: {error}", path.display()))?;
-        let pair = pair(certificate, key)?;
-        Ok(Self {
-            certificate: certificate.to_owned(),
-            key: key.to_owned(),
-            current: Mutex::new((stamp, Arc::new(pair))),
-        })
-    }
-
-    fn current(&self) -> Arc<CertifiedKey> {
-        // Nothing under this lock can leave it half changed.
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Ok(stamp) = stamp(&self.certificate, &self.key)
-            && stamp != current.0
-        {
-            match pair(&self.certificate, &self.key) {
-                Ok(pair) => *current = (stamp, Arc::new(pair)),
-                // Half written, perhaps: the next handshake looks again.
-                Err(error) => tracing::warn!(%error, "the changed client certificate can't be used"),
-            }
-        }
-        current.1.clone()
+        let files = vec![certificate.to_owned(), key.to_owned()];
+        let (certificate, key) = (certificate.to_owned(), key.to_owned());
+        let watched = Watched::new(files, move || pair(&certificate, &key).map(Arc::new))?;
+        Ok(Self(watched))
     }
 }
 
 impl ResolvesClientCert for FileIdentity {
     fn resolve(&self, _: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        let pair = self.current();
+        let pair = self.0.current();
         pair.key.choose_scheme(schemes).is_some().then_some(pair)
     }
 
     fn has_certs(&self) -> bool {
         true
     }
-}
-
-fn stamp<'a>(certificate: &'a Path, key: &'a Path) -> Result<Stamp, (&'a Path, std::io::Error)> {
-    let of = |path: &'a Path| {
-        let read = std::fs::metadata(path).and_then(|data| Ok((data.modified()?, data.len())));
-        read.map_err(|error| (path, error))
-    };
-    Ok([of(certificate)?, of(key)?])
 }
 
 fn pair(certificate: &Path, key: &Path) -> Result<CertifiedKey, String> {

@@ -10,6 +10,7 @@ pub mod fetch;
 mod identity;
 pub mod signer;
 pub mod token;
+pub(crate) mod watched;
 
 use serde::{Deserialize, Serialize};
 use url::Url;

@@ -2,7 +2,8 @@
 //!
 //! 1. The answer is bounded in size and time, and redirects are not followed (see `fetch.rs`).
 //! 2. What isn't for `Authorization: Bearer`, or what a header can't hold, is refused; so is a token of a kind that needs
-//!    a proof the gateway can't give. An identity assertion (ID-JAG) is no access token and says so (`N_A`).
+//!    a proof the gateway can't give, and one of another type than was asked for. Only who asked for something else than
+//!    an access token may get what isn't one (`N_A`), such as an identity assertion.
 //! 3. 4xx is the issuer's word; 429 and 5xx are no word at all, and neither is anything unreadable: nothing may be
 //!    concluded from those.
 //! 4. Nothing the issuer wrote reaches an error text: its error codes are matched against the registered ones.
@@ -57,15 +58,13 @@ pub struct TokenEndpoint {
     client: Client,
     /// Whom client assertions are for.
     audience: String,
-    parameters: Vec<(String, String)>,
+    parameters: Form,
     clock: Clock,
 }
 
 /// What an endpoint gave. Has no `Debug`: it holds tokens.
 pub struct TokenAnswer {
     pub tokens: TokenSet,
-    /// RFC 8693 section 2.2.1.
-    pub issued_token_type: Option<String>,
     /// Seconds; `None`: the issuer didn't say.
     pub expires_in: Option<u64>,
 }
@@ -85,7 +84,7 @@ impl TokenEndpoint {
             audience: issuer.unwrap_or_else(|| url.to_string()),
             url,
             client,
-            parameters,
+            parameters: parameters.into_iter().collect(),
             clock,
         }
     }
@@ -93,6 +92,11 @@ impl TokenEndpoint {
     /// Where it is.
     pub fn url(&self) -> &Url {
         &self.url
+    }
+
+    /// What goes with every request.
+    pub fn parameters(&self) -> &Form {
+        &self.parameters
     }
 
     /// Who asks.
@@ -106,15 +110,14 @@ impl TokenEndpoint {
     /// See [`TokenError`].
     pub async fn ask(&self, mut form: Form) -> Result<TokenAnswer, TokenError> {
         let now = self.clock.now();
-        for (name, value) in &self.parameters {
-            form.push(name.clone(), value);
-        }
+        let requested = form.get("requested_token_type").map(str::to_owned);
+        form.append(self.parameters.clone());
         let mut headers = HeaderMap::new();
         self.client.authenticate(&mut form, &mut headers, &self.audience, now);
         let mut request = Request::form(self.url.clone(), form.encode());
         request.headers.extend(headers);
         let answered = self.fetcher.ask(request).await.map_err(unreachable)?;
-        believe(&answered, now)
+        believe(&answered, now, requested.as_deref())
     }
 }
 
@@ -129,7 +132,7 @@ fn unreachable(error: FetchError) -> TokenError {
     }
 }
 
-fn believe(answered: &Answered, now: UnixSeconds) -> Result<TokenAnswer, TokenError> {
+fn believe(answered: &Answered, now: UnixSeconds, requested: Option<&str>) -> Result<TokenAnswer, TokenError> {
     let status = answered.status;
     if status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) {
         return Err(TokenError::Unreachable("it answered that it can't serve now"));
@@ -141,7 +144,7 @@ fn believe(answered: &Answered, now: UnixSeconds) -> Result<TokenAnswer, TokenEr
         return Err(TokenError::Malformed("more than 64 KiB"));
     }
     match status.is_success() {
-        true => read(&answered.body, now),
+        true => read(&answered.body, now, requested),
         false => Err(TokenError::Rejected {
             error: refusal(&answered.body),
         }),
@@ -160,11 +163,11 @@ struct Written {
     error: Option<String>,
 }
 
-/// RFC 6749 section 5.1, RFC 8693 section 2.2.1.
+/// RFC 6749 section 5.1, RFC 8693 section 2.2.1. `requested` is the `requested_token_type` of the request.
 ///
 /// # Errors
 /// [`TokenError::Malformed`], or what some say with 200: an error.
-pub fn read(body: &[u8], now: UnixSeconds) -> Result<TokenAnswer, TokenError> {
+pub fn read(body: &[u8], now: UnixSeconds, requested: Option<&str>) -> Result<TokenAnswer, TokenError> {
     use TokenError::Malformed;
     let written: Written = serde_json::from_slice(body).map_err(|_| Malformed("not a JSON token answer"))?;
     let Some(access_token) = written.access_token.map(Zeroizing::new) else {
@@ -176,16 +179,19 @@ pub fn read(body: &[u8], now: UnixSeconds) -> Result<TokenAnswer, TokenError> {
             None => Malformed("no access_token"),
         });
     };
-    let assertion = written.issued_token_type.as_deref() == Some(TokenType::ID_JAG);
+    let requested = requested.unwrap_or(TokenType::ACCESS_TOKEN);
+    let is_access = |kind: &str| kind == TokenType::ACCESS_TOKEN || kind == TokenType::JWT;
+    let as_requested = |kind: &str| kind == requested || (is_access(kind) && is_access(requested));
+    if !written.issued_token_type.as_deref().is_none_or(as_requested) {
+        return Err(Malformed("issued_token_type is not what was asked for"));
+    }
     // `N_A` says that the token is no access token at all; `DPoP` and others need a proof we can't give.
-    let usable = written
-        .token_type
-        .is_none_or(|kind| kind.eq_ignore_ascii_case(if assertion { "N_A" } else { "bearer" }));
-    if !usable {
-        return Err(Malformed(match assertion {
-            true => "token_type of an assertion is not N_A",
-            false => "token_type is not Bearer",
-        }));
+    let usable = |kind: &str| {
+        kind.eq_ignore_ascii_case("bearer")
+            || (requested != TokenType::ACCESS_TOKEN && kind.eq_ignore_ascii_case("N_A"))
+    };
+    if !written.token_type.as_deref().is_none_or(usable) {
+        return Err(Malformed("token_type is not Bearer"));
     }
     if !sendable(&access_token) {
         return Err(Malformed("access_token can't stand in a header"));
@@ -208,7 +214,6 @@ pub fn read(body: &[u8], now: UnixSeconds) -> Result<TokenAnswer, TokenError> {
             }),
             id_token: other(written.id_token, "id_token holds what no token does")?,
         },
-        issued_token_type: written.issued_token_type,
         expires_in,
     })
 }
@@ -243,4 +248,140 @@ fn refusal(body: &[u8]) -> &'static str {
 /// An error code as the constant that it is; `other` for what isn't registered.
 pub fn registered(error: &str) -> &'static str {
     ERRORS.iter().find(|known| **known == error).copied().unwrap_or("other")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn believed(body: &str) -> Result<(String, Option<u64>), TokenError> {
+        read(body.as_bytes(), 1000, Some(TokenType::ACCESS_TOKEN)).map(|answer| {
+            let ends = answer.expires_in.map(|seconds| 1000u64.saturating_add(seconds));
+            assert_eq!(answer.tokens.expires_at, ends);
+            (answer.tokens.access_token.expose().to_owned(), answer.expires_in)
+        })
+    }
+
+    #[test]
+    fn answers_that_can_be_used() {
+        let cases = [
+            (
+                r#"{"access_token":"t","token_type":"Bearer","expires_in":60}"#,
+                Some(60),
+            ),
+            (
+                r#"{"access_token":"t","token_type":"bEARER","expires_in":60.9}"#,
+                Some(60),
+            ),
+            (r#"{"access_token":"t","expires_in":"60","scope":"a b"}"#, Some(60)),
+            (r#"{"access_token":"t","expires_in":-5}"#, Some(0)),
+            (r#"{"access_token":"t","expires_in":1e300}"#, Some(u64::MAX)),
+            (
+                r#"{"access_token":"t","issued_token_type":"urn:ietf:params:oauth:token-type:access_token"}"#,
+                None,
+            ),
+            (
+                r#"{"access_token":"t","issued_token_type":"urn:ietf:params:oauth:token-type:jwt"}"#,
+                None,
+            ),
+            (r#"{"access_token":"t","expires_in":null,"refresh_token":""}"#, None),
+        ];
+        for (body, seconds) in cases {
+            assert_eq!(believed(body), Ok(("t".to_owned(), seconds)), "{body}");
+        }
+    }
+
+    #[test]
+    fn what_a_login_needs_is_read() {
+        let body = br#"{"access_token":"a","refresh_token":"r","id_token":"i","scope":" x  y ","expires_in":1}"#;
+        let tokens = read(body, u64::MAX, None).unwrap_or_else(|_| panic!("usable")).tokens;
+        let text = |secret: &Option<Secret>| secret.as_ref().map(|secret| secret.expose().to_owned());
+        assert_eq!(text(&tokens.refresh_token).as_deref(), Some("r"));
+        assert_eq!(text(&tokens.id_token).as_deref(), Some("i"));
+        assert_eq!(tokens.scopes.unwrap(), ["x", "y"]);
+        assert_eq!(tokens.expires_at, Some(u64::MAX), "r16");
+    }
+
+    #[test]
+    fn answers_that_cannot_be_used() {
+        let long = format!(r#"{{"access_token":"{}"}}"#, "x".repeat(MAX_TOKEN + 1));
+        let cases = [
+            "",
+            "null",
+            "[]",
+            "{}",
+            r#"{"access_token":null}"#,
+            r#"{"access_token":""}"#,
+            r#"{"access_token":7}"#,
+            r#"{"access_token":"a b"}"#,
+            r#"{"access_token":"a\r\nx-admin: 1"}"#,
+            r#"{"access_token":"é"}"#,
+            r#"{"access_token":"t","access_token":"u"}"#,
+            r#"{"access_token":"t","token_type":"N_A"}"#,
+            r#"{"access_token":"t","token_type":"DPoP"}"#,
+            r#"{"access_token":"t","issued_token_type":"urn:ietf:params:oauth:token-type:refresh_token"}"#,
+            r#"{"access_token":"t","issued_token_type":"urn:ietf:params:oauth:token-type:id-jag"}"#,
+            r#"{"access_token":"t","expires_in":[]}"#,
+            r#"{"access_token":"t","expires_in":"soon"}"#,
+            r#"{"access_token":"t","refresh_token":"a\nb"}"#,
+            &long,
+        ];
+        for body in cases {
+            let error = believed(body).expect_err(body);
+            assert!(matches!(error, TokenError::Malformed(_)), "{body}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn only_who_asked_for_something_else_gets_something_else() {
+        let jag =
+            br#"{"access_token":"t","token_type":"N_A","issued_token_type":"urn:ietf:params:oauth:token-type:id-jag"}"#;
+        for (requested, good) in [
+            (Some(TokenType::ID_JAG), true),
+            (Some(TokenType::ACCESS_TOKEN), false),
+            (Some(TokenType::ID_TOKEN), false),
+            (None, false),
+        ] {
+            assert_eq!(read(jag, 0, requested).is_ok(), good, "{requested:?}");
+        }
+    }
+
+    #[test]
+    fn refusals_are_told_apart_and_quote_nothing() {
+        let rejected = |error| Some(TokenError::Rejected { error });
+        let large = "x".repeat(MAX_ANSWER + 1);
+        let cases = [
+            (
+                400,
+                r#"{"error":"invalid_target","error_description":"secret"}"#,
+                rejected("invalid_target"),
+            ),
+            (401, r#"{"error":"invalid_client"}"#, rejected("invalid_client")),
+            (400, r#"{"error":"secret\u001b[31m"}"#, rejected("other")),
+            (403, "<html>secret", rejected("other")),
+            // As GitHub does.
+            (200, r#"{"error":"invalid_grant"}"#, rejected("invalid_grant")),
+            (408, "{}", None),
+            (429, "{}", None),
+            (500, r#"{"access_token":"t"}"#, None),
+            (503, "", None),
+        ];
+        let answered = |status: u16, body: &str| Answered {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: HeaderMap::new(),
+            body: Zeroizing::new(body.as_bytes().to_vec()),
+        };
+        for (status, body, expected) in cases {
+            let error = believe(&answered(status, body), 0, None).err().expect("refused");
+            match expected {
+                Some(expected) => assert_eq!(error, expected),
+                None => assert!(matches!(error, TokenError::Unreachable(_)), "{status}: {error:?}"),
+            }
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+        for (status, body) in [(307, ""), (200, large.as_str()), (400, large.as_str())] {
+            let error = believe(&answered(status, body), 0, None).err().expect("refused");
+            assert!(matches!(error, TokenError::Malformed(_)), "{status}: {error:?}");
+        }
+    }
 }

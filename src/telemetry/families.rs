@@ -13,6 +13,7 @@ pub(super) const AUTH_VALIDATIONS: &str = "portcullis_auth_validations_total";
 pub(super) const POLICY_DECISIONS: &str = "portcullis_policy_decisions_total";
 pub(super) const TOOLS_HIDDEN: &str = "portcullis_tools_hidden";
 pub(super) const TOKEN_EXCHANGES: &str = "portcullis_token_exchanges_total";
+pub(super) const CREDENTIAL_FAILURES: &str = "portcullis_credential_failures_total";
 pub(super) const TOKEN_EXCHANGE_DURATION: &str = "portcullis_token_exchange_duration_seconds";
 pub(super) const TOKEN_CACHE: &str = "portcullis_token_cache_total";
 pub(super) const JWKS_REFRESH: &str = "portcullis_jwks_refresh_total";
@@ -144,6 +145,10 @@ impl Registry {
         counter(POLICY_DECISIONS, "Policy decisions by decision and reason");
         gauge(TOOLS_HIDDEN, None, "Tools the latest list lost, by reason");
         counter(TOKEN_EXCHANGES, "Requests to token endpoints by grant and result");
+        counter(
+            CREDENTIAL_FAILURES,
+            "Credentials that could not be had by grant and reason",
+        );
         seconds(TOKEN_EXCHANGE_DURATION, "Time a token endpoint took to answer");
         counter(TOKEN_CACHE, "Looks into the token caches by cache and result");
         counter(JWKS_REFRESH, "Fetches of an identity's keys by result");

@@ -257,6 +257,12 @@ impl RouteMetrics {
             .record(duration.as_secs_f64());
     }
 
+    /// Counts a credential that could not be had; reasons are those of `CredentialError`.
+    pub fn credential_failure(&self, grant: &'static str, reason: &'static str) {
+        let labels = [("route", &*self.name), ("grant", grant), ("reason", reason)];
+        self.registry.counter(CREDENTIAL_FAILURES, &labels).increment(1);
+    }
+
     /// A session is open until the guard goes; `transport` is `streamable` or `sse`.
     pub fn session(&self, transport: &'static str) -> GaugeGuard {
         let labels = [("route", &*self.name), ("transport", transport)];

@@ -1,0 +1,101 @@
+//! A route's requests to token endpoints, each of them counted.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::HeaderValue;
+use zeroize::Zeroizing;
+
+use super::SetupError;
+use crate::clock::Clock;
+use crate::config;
+use crate::oauth::client::{Client, Form, certificate};
+use crate::oauth::fetch::{Fetcher, Reach};
+use crate::oauth::token::{TokenAnswer, TokenEndpoint};
+use crate::oauth::watched::Watched;
+use crate::oauth::{TokenError, TokenSet};
+use crate::secret::Secret;
+use crate::telemetry::RouteMetrics;
+
+/// RFC 7523 section 2.1.
+pub(super) const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
+
+/// Largest token in a file, in bytes.
+const MAX_TOKEN: usize = 16 * 1024;
+
+/// The endpoint that the configuration spells out, and whose it is, if that is known. `place` is where it does, below
+/// the route's `credential`.
+pub(super) fn endpoint(
+    route: &str,
+    place: &'static str,
+    config: &config::TokenEndpoint,
+    issuer: Option<String>,
+    clock: &Clock,
+) -> Result<TokenEndpoint, SetupError> {
+    let unusable = |key: &str, cause: String| SetupError::Unusable {
+        route: route.to_owned(),
+        key: format!("{place}{key}"),
+        cause,
+    };
+    let client = Client::configured(&config.client).map_err(|error| unusable("", error.to_string()))?;
+    let fetcher = Fetcher::new(config.ca.as_deref(), certificate(&config.client), Reach::Named)
+        .map_err(|cause| unusable("", cause))?;
+    fetcher
+        .allowed(&config.url)
+        .map_err(|reason| unusable(".token_endpoint", reason.to_owned()))?;
+    Ok(TokenEndpoint::new(
+        Arc::new(fetcher),
+        config.url.clone(),
+        client,
+        issuer,
+        config.parameters.clone(),
+        clock.clone(),
+    ))
+}
+
+/// Asks, and writes down how it went.
+pub(super) async fn ask(
+    route: &RouteMetrics,
+    grant: &'static str,
+    endpoint: &TokenEndpoint,
+    form: Form,
+) -> Result<TokenAnswer, TokenError> {
+    let started = Instant::now();
+    let answer = endpoint.ask(form).await;
+    let result = match &answer {
+        Ok(_) => "ok",
+        Err(TokenError::Rejected { .. }) => "rejected",
+        Err(TokenError::Unreachable(_)) => "unreachable",
+        Err(TokenError::Malformed(_)) => "malformed",
+    };
+    route.token_exchange(grant, result, started.elapsed());
+    answer.inspect_err(|error| {
+        route.credential_failure(grant, error.reason());
+        tracing::warn!(grant, %error, "a token endpoint gave no token");
+    })
+}
+
+/// `Bearer …` for a token of an answer, marked sensitive.
+pub(super) fn bearer(tokens: &TokenSet) -> HeaderValue {
+    let text = Zeroizing::new(format!("Bearer {}", tokens.access_token.expose()));
+    let mut value = HeaderValue::from_str(&text).expect("a token of an answer can stand in a header");
+    value.set_sensitive(true);
+    value
+}
+
+/// A token that others keep in a file.
+pub(super) fn token_in(file: &Path) -> Result<Watched<Secret>, String> {
+    let path: PathBuf = file.to_owned();
+    let read = move || {
+        let text = std::fs::read_to_string(&path).map_err(|error| format!("can't read {}: {error}", path.display()))?;
+        let text = Zeroizing::new(text);
+        let token = text.trim();
+        let good = (1..=MAX_TOKEN).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic());
+        match good {
+            true => Ok(Secret::new(token)),
+            false => Err(format!("{} holds no token", path.display())),
+        }
+    };
+    Watched::new(vec![file.to_owned()], read)
+}
