@@ -49,3 +49,12 @@ pub(crate) fn fetcher(identity: &Identity, base: &Url) -> Result<Fetcher, SetupE
         }),
     }
 }
+
+/// The issuer as the URL it must be for anything to be found.
+pub(crate) fn issuer_url(identity: &Identity) -> Result<Url, SetupError> {
+    Url::parse(&identity.issuer).map_err(|_| SetupError::Address {
+        identity: identity.name.clone(),
+        url: identity.issuer.clone(),
+        reason: "it is no URL",
+    })
+}

@@ -20,7 +20,6 @@ use tokio::sync::Mutex;
 use url::{Url, form_urlencoded};
 use zeroize::Zeroizing;
 
-use super::discovery::{self, DiscoveryError};
 use super::fetch;
 use super::verify::{self, Verified};
 use super::{SetupError, TokenFault, strict_json};
@@ -28,6 +27,7 @@ use crate::clock::UnixSeconds;
 use crate::config::{ClientAuth, Identity, Introspection};
 use crate::oauth::client::basic;
 use crate::oauth::fetch::{Answered, FetchError, Fetcher, Request};
+use crate::oauth::metadata::{self, DiscoveryError};
 
 /// Largest answer, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -70,7 +70,7 @@ impl Endpoint {
     pub(super) fn new(identity: &Arc<Identity>, config: &Introspection) -> Result<Self, SetupError> {
         let base = match &config.endpoint {
             Some(url) => url.clone(),
-            None => discovery::issuer_url(identity)?,
+            None => fetch::issuer_url(identity)?,
         };
         let mut fields = form_urlencoded::Serializer::new(String::new());
         fields.append_pair("token_type_hint", "access_token");
@@ -102,7 +102,7 @@ impl Endpoint {
         if let Some(url) = &*found {
             return Ok(url.clone());
         }
-        let url = discovery::endpoint(&self.fetcher, &self.identity.issuer, "introspection_endpoint").await?;
+        let url = metadata::endpoint(&self.fetcher, &self.identity.issuer, "introspection_endpoint").await?;
         Ok(found.insert(url).clone())
     }
 

@@ -18,13 +18,13 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use url::Url;
 
-use super::discovery::{self, DiscoveryError};
 use super::fetch;
 use super::jwks::{JwksError, KeySet};
 use super::{AuthEvent, AuthEvents, SetupError};
 use crate::clock::{Clock, UnixSeconds};
 use crate::config::{Identity, KeySource};
 use crate::oauth::fetch::{FetchError, Fetcher};
+use crate::oauth::metadata::{self, DiscoveryError};
 
 /// Seconds between two fetches for unknown key ids.
 const DEBOUNCE: u64 = 10;
@@ -119,7 +119,7 @@ impl KeyRing {
             // Whoever asks about tokens needs keys for ID tokens alone, and only where users log in.
             KeySource::Introspection(_) if identity.login.is_none() => (Source::Fixed, None),
             KeySource::Discovery | KeySource::Introspection(_) => {
-                let url = discovery::issuer_url(identity)?;
+                let url = fetch::issuer_url(identity)?;
                 (Source::Discovery(fetch::fetcher(identity, &url)?), None)
             }
             // These vouch without keys of an issuer; a ring for one has none, and lets nobody in.
@@ -272,7 +272,7 @@ impl KeyRing {
             Source::File(path) => tokio::fs::read(path).await?,
             Source::Jwks(fetcher, url) => get(fetcher, url).await?,
             Source::Discovery(fetcher) => {
-                let url = discovery::endpoint(fetcher, &self.issuer, "jwks_uri").await?;
+                let url = metadata::endpoint(fetcher, &self.issuer, "jwks_uri").await?;
                 get(fetcher, &url).await?
             }
         };

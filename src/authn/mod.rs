@@ -21,7 +21,6 @@ mod certificates;
 pub mod challenge;
 mod check;
 mod claims;
-pub(crate) mod discovery;
 pub mod dpop;
 mod error;
 pub(crate) mod fetch;

@@ -18,11 +18,11 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::authn::SetupError;
-use crate::authn::discovery::{self, DiscoveryError, Form};
 use crate::authn::fetch;
 use crate::clock::{Clock, UnixSeconds};
 use crate::config::Identity;
 use crate::oauth::fetch::{FetchError, Fetcher};
+use crate::oauth::metadata::{self, DiscoveryError, Form};
 
 /// Seconds that a copy is served without asking again.
 const FRESH: u64 = 5 * 60;
@@ -73,7 +73,7 @@ impl Mirrors {
     pub fn new(identities: &[Arc<Identity>], clock: &Clock) -> Result<Self, SetupError> {
         let mut mirrors = Self::default();
         for identity in identities {
-            let Ok(url) = discovery::issuer_url(identity) else {
+            let Ok(url) = fetch::issuer_url(identity) else {
                 continue;
             };
             if mirrors.of(&identity.issuer).is_some() {
@@ -210,7 +210,7 @@ impl Mirror {
     }
 
     async fn fetch(&self, form: Form) -> Result<Bytes, MirrorError> {
-        match discovery::document(&self.fetcher, &self.issuer, form).await {
+        match metadata::document(&self.fetcher, &self.issuer, form).await {
             Ok(document) => Ok(document.into()),
             Err(error) => {
                 tracing::warn!(issuer = self.issuer, ?form, %error, "could not mirror the issuer's metadata");

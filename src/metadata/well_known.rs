@@ -17,9 +17,9 @@ use tower::Layer;
 
 use super::mirror::{Mirror, Mirrors};
 use super::protected_resource::{ProtectedResource, distinct, well_known_path};
-use crate::authn::discovery::Form;
 use crate::edge::rejection::Rejection;
 use crate::edge::{Arrival, Body, Stage, empty, full};
+use crate::oauth::metadata::Form;
 
 /// Long enough to spare a round trip, short enough that a reload is seen.
 const MAX_AGE: &str = "public, max-age=300";

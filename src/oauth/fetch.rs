@@ -60,6 +60,14 @@ impl Reach {
         }
     }
 
+    /// How many redirects a document may take: a stranger's takes none.
+    fn redirects(self) -> usize {
+        match self {
+            Self::Named => MAX_REDIRECTS,
+            Self::Found { .. } => 0,
+        }
+    }
+
     fn admits(self, address: IpAddr) -> bool {
         match (self, Realm::of(address)) {
             (Self::Named, _) => !is_link_local(address),
@@ -245,7 +253,7 @@ impl Fetcher {
     pub async fn get(&self, url: &Url) -> Result<Vec<u8>, FetchError> {
         let mut url = url.clone();
         let followed = async {
-            for _ in 0..=MAX_REDIRECTS {
+            for _ in 0..=self.reach.redirects() {
                 self.allowed(&url).map_err(FetchError::Address)?;
                 let request = self.client.get(url.clone()).header(ACCEPT, JSON);
                 let response = request.send().await.map_err(broken)?;

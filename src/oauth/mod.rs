@@ -5,9 +5,18 @@
 //! 2. Times are absolute and saturate (r16). A login's token without an end is good until an upstream refuses it (r15).
 //! 3. Nothing that an issuer chose reaches an error's text: its codes are matched against the registered ones.
 
+pub mod authorization;
+pub mod challenge;
 pub mod client;
+pub mod device;
+pub mod discovery;
 pub mod fetch;
 mod identity;
+pub mod login;
+pub mod metadata;
+mod pending;
+mod registrar;
+pub mod registration;
 pub mod signer;
 pub mod token;
 pub(crate) mod watched;

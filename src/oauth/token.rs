@@ -121,7 +121,7 @@ impl TokenEndpoint {
     }
 }
 
-fn unreachable(error: FetchError) -> TokenError {
+pub(super) fn unreachable(error: FetchError) -> TokenError {
     match error {
         FetchError::Address(reason) => TokenError::Unreachable(reason),
         FetchError::Slow => TokenError::Unreachable("no answer in time"),
@@ -133,6 +133,12 @@ fn unreachable(error: FetchError) -> TokenError {
 }
 
 fn believe(answered: &Answered, now: UnixSeconds, requested: Option<&str>) -> Result<TokenAnswer, TokenError> {
+    succeeded(answered)?;
+    read(&answered.body, now, requested)
+}
+
+/// Whether an endpoint of OAuth said yes.
+pub(super) fn succeeded(answered: &Answered) -> Result<(), TokenError> {
     let status = answered.status;
     if status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) {
         return Err(TokenError::Unreachable("it answered that it can't serve now"));
@@ -144,7 +150,7 @@ fn believe(answered: &Answered, now: UnixSeconds, requested: Option<&str>) -> Re
         return Err(TokenError::Malformed("more than 64 KiB"));
     }
     match status.is_success() {
-        true => read(&answered.body, now, requested),
+        true => Ok(()),
         false => Err(TokenError::Rejected {
             error: refusal(&answered.body),
         }),

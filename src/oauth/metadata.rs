@@ -7,14 +7,12 @@
 use serde_json::Value;
 use url::Url;
 
-use super::SetupError;
-use super::strict_json;
-use crate::config::Identity;
-use crate::oauth::fetch::{FetchError, Fetcher};
+use super::fetch::{FetchError, Fetcher};
+use crate::authn::strict_json;
 
 /// Why an issuer's address for something isn't known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum DiscoveryError {
+pub enum DiscoveryError {
     #[error("the issuer is no URL that metadata could be found at")]
     Issuer,
     #[error("no metadata at {url}: {source}")]
@@ -44,15 +42,6 @@ impl DiscoveryError {
             Self::OtherIssuer(_) | Self::Address { .. } => 4,
         }
     }
-}
-
-/// The issuer as the URL it must be for anything to be found.
-pub(crate) fn issuer_url(identity: &Identity) -> Result<Url, SetupError> {
-    Url::parse(&identity.issuer).map_err(|_| SetupError::Address {
-        identity: identity.name.clone(),
-        url: identity.issuer.clone(),
-        reason: "it is no URL",
-    })
 }
 
 /// The two kinds of metadata documents. Their members are one registry (RFC 8414 section 7.1), so that most clients can
