@@ -4,7 +4,7 @@
 //! built first, swapped whole, and with any error the old one stays.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -91,10 +91,12 @@ impl Gateway {
             rights: Arc::new(Rights::default()),
             limits: Arc::new(Limits::default()),
             sealer: ArcSwapOption::empty(),
+            connections: OnceLock::new(),
             clock,
             address,
             closing: shutdown.clone(),
         };
+        lasting.prepare(&config).await?;
         let generation = Generation::build(&config, &lasting, None)?;
         let admin = match &config.admin {
             None => None,
@@ -156,6 +158,18 @@ impl Running {
     /// The metrics, as `/metrics` shows them.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.control.lasting.metrics
+    }
+
+    /// Opens what another configuration needs open: before [`Running::reload`], where it may add such a thing.
+    ///
+    /// # Errors
+    /// It can't be opened; what is in force stays so.
+    pub async fn prepare(&self, config: &Config) -> Result<(), StartError> {
+        let prepared = self.control.lasting.prepare(config).await;
+        if let Err(error) = &prepared {
+            self.reload_failed(&error.to_string());
+        }
+        prepared
     }
 
     /// Puts another configuration in force, for requests that arrive from now on. Standing streams stay as long as

@@ -5,11 +5,12 @@
 //! 2. Connections, sessions, metrics and the audit log outlive generations; so do the issuers' keys and metadata, where the
 //!    same issuer is asked for them in the same way, a route's processes where its command is the same, and what its bridge
 //!    keeps where server and credential are. Pools, caches and balancers are made anew.
-//! 3. What an old generation still carries it carries to the end; its background tasks end with it.
+//! 3. The store of users' connections is opened once, when a route first needs it.
+//! 4. What an old generation still carries it carries to the end; its background tasks end with it.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use crate::authn::{AuthEvent, Authenticator, RouteAuth};
 use crate::bridge::Bridge;
 use crate::clock::Clock;
 use crate::config::{self, Config};
-use crate::credential::{CredentialSource, Making};
+use crate::credential::{Connections, CredentialSource, Making};
 use crate::edge::Body;
 use crate::edge::access::Front;
 use crate::gateway::StartError;
@@ -37,6 +38,7 @@ use crate::rights::Rights;
 use crate::route::Route;
 use crate::session::{self, Sealer, Streams};
 use crate::stack::{Parts, stack};
+use crate::store::Store;
 use crate::telemetry::{Audit, Metrics};
 use crate::upstream::{BreakerState, Upstream, UpstreamEvent};
 
@@ -53,6 +55,8 @@ pub struct Lasting {
     /// The keys in `state.directory`, or in memory where that can't be written. Every generation must open what the others
     /// sealed, so once there are any, they change only with the file that `keys rotate` writes.
     pub sealer: ArcSwapOption<Sealer>,
+    /// Users' connections, with their store; open once a route needs them.
+    pub connections: OnceLock<Arc<Connections>>,
     pub clock: Clock,
     /// Where the gateway listens.
     pub address: SocketAddr,
@@ -85,6 +89,7 @@ impl Generation {
             rights,
             limits,
             sealer,
+            connections,
             clock,
             address,
             closing,
@@ -98,14 +103,18 @@ impl Generation {
         )
         .map_err(|error| StartError::at("identity", error))?;
         let mirrors = Mirrors::new(&config.identities, clock).map_err(|error| StartError::at("identity", error))?;
+        if needs_connections(config) && connections.get().is_none() {
+            return Err(StartError::at("state", "the store of connections isn't open"));
+        }
         if let Some(before) = before {
             authenticator.inherit(&before.authenticator);
             mirrors.inherit(&before.mirrors);
         }
         let served = before.map_or(&[][..], |before| &before.routes);
+        let connections = connections.get();
         let sealer = self::sealer(config, sealer)?;
         let signer = Arc::new(Signer::of_sealer(&sealer));
-        let routes = routes(config, &url, &signer, metrics, limits, clock, served)?;
+        let routes = routes(config, &url, &signer, metrics, limits, clock, connections, served)?;
         let signers = routes.iter().filter_map(|route| route.credential.signer());
         let jwks = Signer::jwks([&*signer].into_iter().chain(signers));
         let front = stack(Parts {
@@ -123,7 +132,7 @@ impl Generation {
             ),
             routes: routes.clone(),
             authenticator: authenticator.clone(),
-            sealer,
+            sealer: sealer.clone(),
             streams: streams.clone(),
             rights: rights.clone(),
             clock: clock.clone(),
@@ -142,6 +151,12 @@ impl Generation {
             background.spawn(async move { upstream.check_forever().await });
             let bridge = route.bridge.clone();
             background.spawn(async move { bridge.tend_forever().await });
+        }
+        if let Some(connections) = connections {
+            connections.store().replace_sealer(sealer);
+            let routes = routes.iter().filter(|route| route.credential.login().is_some());
+            let names = routes.map(|route| route.name().into()).collect();
+            background.spawn(connections.clone().tend(names));
         }
         Ok(Self {
             url,
@@ -212,6 +227,32 @@ fn sealer(config: &Config, own: &ArcSwapOption<Sealer>) -> Result<Arc<Sealer>, S
     Ok(sealer)
 }
 
+impl Lasting {
+    /// Opens what a configuration needs open before a generation of it is built, unless it is.
+    ///
+    /// # Errors
+    /// The store can't be opened.
+    pub async fn prepare(&self, config: &Config) -> Result<(), StartError> {
+        if !needs_connections(config) || self.connections.get().is_some() {
+            return Ok(());
+        }
+        let sealer = sealer(config, &self.sealer)?;
+        let store = Store::open(&config.state, sealer, self.clock.clone())
+            .await
+            .map_err(|error| StartError::at("state.database", error))?;
+        let opened = Connections::new(store, self.clock.clone(), self.metrics.clone());
+        // Whoever opened it meanwhile has the same database.
+        let _ = self.connections.set(opened);
+        Ok(())
+    }
+}
+
+/// Whether any route has users who connect to it.
+fn needs_connections(config: &Config) -> bool {
+    let is_connection = |route: &Arc<config::Route>| matches!(route.credential, config::Credential::Connection(_));
+    config.routes.iter().any(is_connection)
+}
+
 /// The public base URL, of a gateway that listens there.
 pub(crate) fn public_url(config: &Config, address: SocketAddr) -> String {
     let scheme = if config.listen.tls.is_some() { "https" } else { "http" };
@@ -226,6 +267,7 @@ pub(crate) fn routes(
     metrics: &Arc<Metrics>,
     limits: &Limits,
     clock: &Clock,
+    connections: Option<&Arc<Connections>>,
     before: &[Arc<Route>],
 ) -> Result<Vec<Arc<Route>>, StartError> {
     config
@@ -251,6 +293,8 @@ pub(crate) fn routes(
                 public_url: url,
                 resource: &resource,
                 signer,
+                servers: &route.upstream,
+                connections,
                 clock,
                 metrics,
             };

@@ -102,7 +102,11 @@ impl Serve {
             }
             watch.add(&loaded.files);
             watch.add(&self::key_file(&loaded.config));
-            match block_in_place(|| running.reload(loaded.config)) {
+            let reloaded = match running.prepare(&loaded.config).await {
+                Ok(()) => block_in_place(|| running.reload(loaded.config)),
+                Err(error) => Err(error),
+            };
+            match reloaded {
                 Ok(()) => tracing::info!("the new configuration is in force"),
                 Err(error) => {
                     tracing::error!("the configuration stays as it was, for the new one can't be used: {error}");

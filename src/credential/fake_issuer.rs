@@ -38,6 +38,7 @@ pub(super) struct Made {
     metrics: Arc<Metrics>,
     signer: Arc<Signer>,
     upstream: url::Url,
+    servers: crate::config::Upstream,
 }
 
 impl Made {
@@ -47,6 +48,7 @@ impl Made {
             metrics: metrics.clone(),
             signer: Arc::new(Signer::of_sealer(&Sealer::new(&[]))),
             upstream: "https://nc.example/mcp".parse().unwrap(),
+            servers: crate::upstream::testing::config(&["https://nc.example/mcp".to_owned()]),
         }
     }
 
@@ -57,6 +59,8 @@ impl Made {
             public_url: "https://gate.example",
             resource: "https://gate.example/nc/mcp",
             signer: &self.signer,
+            servers: &self.servers,
+            connections: None,
             clock: &self.clock,
             metrics: &self.metrics,
         }

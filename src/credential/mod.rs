@@ -11,6 +11,7 @@ pub mod assertion;
 mod cache;
 mod check;
 mod client_credentials;
+mod connection;
 mod exchange;
 #[cfg(test)]
 mod fake_issuer;
@@ -28,8 +29,9 @@ use zeroize::Zeroizing;
 
 use crate::authn::Principal;
 use crate::clock::Clock;
-use crate::config::Credential;
+use crate::config::{self, Credential};
 use crate::oauth::TokenError;
+use crate::oauth::login::Login;
 use crate::oauth::signer::Signer;
 use crate::policy::Permit;
 use crate::secret::Secret;
@@ -39,6 +41,8 @@ use assertion::Asserter;
 use cache::Exchanged;
 pub use check::{CredentialCheck, Funded};
 use client_credentials::OwnToken;
+use connection::ConnectionSource;
+pub use connection::{Connection, Connections, Counts, Person, State};
 pub(crate) use recovery::{Recover, wanted_scopes};
 
 /// What one request carries to the upstream. Has no `Debug`: it is a secret.
@@ -170,6 +174,9 @@ pub struct Making<'a> {
     pub resource: &'a str,
     /// The gateway's own.
     pub signer: &'a Arc<Signer>,
+    pub servers: &'a config::Upstream,
+    /// `None`: no store is open, and nobody is connected.
+    pub connections: Option<&'a Arc<Connections>>,
     pub clock: &'a Clock,
     pub metrics: &'a Arc<Metrics>,
 }
@@ -189,6 +196,8 @@ enum Source {
         audience: String,
         route: Arc<RouteMetrics>,
     },
+    /// `None`: no store is open, and nobody is connected.
+    Connection(Option<Box<ConnectionSource>>),
 }
 
 impl CredentialSource {
@@ -248,8 +257,12 @@ impl CredentialSource {
                 let asserter = Asserter::new(config, making)?;
                 return Ok(Self(Source::Assertion(Box::new(asserter))));
             }
-            Credential::TokenFile(_) | Credential::Connection(_) => {
+            Credential::TokenFile(_) => {
                 return Err(unusable("", "this credential can't be come by yet".to_owned()));
+            }
+            Credential::Connection(config) => {
+                let source = ConnectionSource::new(config, making).map_err(|cause| unusable("connection", cause))?;
+                return Ok(Self(Source::Connection(source.map(Box::new))));
             }
             Credential::Exchange(exchange) => {
                 let exchanged = Exchanged::new(exchange, making)?;
@@ -263,6 +276,14 @@ impl CredentialSource {
     pub fn signer(&self) -> Option<&Signer> {
         match &self.0 {
             Source::Assertion(asserter) => Some(asserter.signer()),
+            _ => None,
+        }
+    }
+
+    /// How users log in to the upstream, where they do.
+    pub fn login(&self) -> Option<&Arc<Login>> {
+        match &self.0 {
+            Source::Connection(source) => source.as_ref().map(|source| source.login()),
             _ => None,
         }
     }
@@ -315,6 +336,11 @@ impl CredentialSource {
                     kind: "passthrough",
                     recovery: None,
                 })
+            }
+            Source::Connection(source) => {
+                let source = source.as_ref();
+                let source = source.ok_or(CredentialError::Unreachable("no store of connections is open"))?;
+                Box::pin(source.credential(principal)).await
             }
         }
     }

@@ -15,6 +15,9 @@ pub(super) const TOOLS_HIDDEN: &str = "portcullis_tools_hidden";
 pub(super) const TOKEN_EXCHANGES: &str = "portcullis_token_exchanges_total";
 pub(super) const CREDENTIAL_FAILURES: &str = "portcullis_credential_failures_total";
 pub(super) const TOKEN_EXCHANGE_DURATION: &str = "portcullis_token_exchange_duration_seconds";
+pub(super) const CREDENTIAL_AGE: &str = "portcullis_credential_age_seconds";
+pub(super) const CREDENTIAL_REMAINING: &str = "portcullis_credential_remaining_seconds";
+pub(super) const CONNECTIONS: &str = "portcullis_connections";
 pub(super) const TOKEN_CACHE: &str = "portcullis_token_cache_total";
 pub(super) const JWKS_REFRESH: &str = "portcullis_jwks_refresh_total";
 pub(super) const JWKS_AGE: &str = "portcullis_jwks_age_seconds";
@@ -150,6 +153,17 @@ impl Registry {
             "Credentials that could not be had by grant and reason",
         );
         seconds(TOKEN_EXCHANGE_DURATION, "Time a token endpoint took to answer");
+        gauge(
+            CREDENTIAL_AGE,
+            Some(Unit::Seconds),
+            "Age of a credential that all callers share",
+        );
+        gauge(
+            CREDENTIAL_REMAINING,
+            Some(Unit::Seconds),
+            "Time until a credential that all callers share ends",
+        );
+        gauge(CONNECTIONS, None, "Users' connections to a route's upstream, by state");
         counter(TOKEN_CACHE, "Looks into the token caches by cache and result");
         counter(JWKS_REFRESH, "Fetches of an identity's keys by result");
         gauge(JWKS_AGE, Some(Unit::Seconds), "Age of an identity's keys");

@@ -331,6 +331,9 @@ mod tests {
         }
         route.tools_hidden("budget", 12);
         route.token_exchange("token_exchange", "ok", MS);
+        route.credential_failure("refresh_token", "invalid_grant");
+        route.credential_life("client_credentials", Some(5), Some(295));
+        route.connections("needs_auth", 3);
         route.upstream_healthy("http://127.0.0.1:1/mcp", true);
         route.breaker_state("http://127.0.0.1:1/mcp", 2);
         route.upstream_connect("refused");
@@ -346,6 +349,10 @@ mod tests {
             "portcullis_policy_decisions_total{route=\"r\",decision=\"deny\",reason=\"no_rule\"} 2",
             "portcullis_tools_hidden{route=\"r\",reason=\"budget\"} 12",
             "portcullis_token_exchanges_total{route=\"r\",grant=\"token_exchange\",result=\"ok\"} 1",
+            "portcullis_credential_failures_total{route=\"r\",grant=\"refresh_token\",reason=\"invalid_grant\"} 1",
+            "portcullis_credential_age_seconds{route=\"r\",grant=\"client_credentials\"} 5",
+            "portcullis_credential_remaining_seconds{route=\"r\",grant=\"client_credentials\"} 295",
+            "portcullis_connections{route=\"r\",state=\"needs_auth\"} 3",
             "portcullis_token_exchange_duration_seconds_count{route=\"r\",grant=\"token_exchange\"} 1",
             "portcullis_upstream_healthy{route=\"r\",endpoint=\"http://127.0.0.1:1/mcp\"} 1",
             "portcullis_breaker_state{route=\"r\",endpoint=\"http://127.0.0.1:1/mcp\"} 2",

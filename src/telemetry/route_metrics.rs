@@ -257,10 +257,27 @@ impl RouteMetrics {
             .record(duration.as_secs_f64());
     }
 
-    /// Counts a credential that could not be had; reasons are those of `CredentialError`.
+    /// Counts a credential that could not be had (`grant` is the route's kind of credential) or renewed
+    /// (`refresh_token`).
     pub fn credential_failure(&self, grant: &'static str, reason: &'static str) {
         let labels = [("route", &*self.name), ("grant", grant), ("reason", reason)];
         self.registry.counter(CREDENTIAL_FAILURES, &labels).increment(1);
+    }
+
+    /// How old a shared credential is and how long it lives on, in seconds; `None` where that isn't known.
+    pub fn credential_life(&self, grant: &'static str, age: Option<u64>, remaining: Option<u64>) {
+        let labels = [("route", &*self.name), ("grant", grant)];
+        for (name, seconds) in [(CREDENTIAL_AGE, age), (CREDENTIAL_REMAINING, remaining)] {
+            if let Some(seconds) = seconds {
+                self.registry.gauge(name, &labels).set(seconds as f64);
+            }
+        }
+    }
+
+    /// How many users' connections are in a state.
+    pub fn connections(&self, state: &'static str, count: u64) {
+        let labels = [("route", &*self.name), ("state", state)];
+        self.registry.gauge(CONNECTIONS, &labels).set(count as f64);
     }
 
     /// A session is open until the guard goes; `transport` is `streamable` or `sse`.
