@@ -3,6 +3,7 @@
 //! 1. The method decides first: what an endpoint doesn't take is 405 with `Allow`.
 //! 2. A message is `application/json`, uncompressed (415), within the route's limit (413) and the listener's time (408).
 //! 3. The envelope is parsed once, strictly; then headers and body must tell the same story.
+//! 4. What the user said to a question of the gateway's own is taken out of the body, and is nobody else's to see.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use http_body::Body;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use crate::authn::{Known, Principal};
+use crate::config::Credential;
+use crate::edge::consent::{self, Consent};
 use crate::edge::{BodyError, CallNotes, Check, Journey, Rejection};
 use crate::mcp::{Era, Payload, agree, parse};
 use crate::route::{Door, Route};
@@ -41,6 +44,15 @@ pub struct Token(pub Secret);
 impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Token")
+    }
+}
+
+impl Call {
+    /// Whether its client can be asked to open a page, as far as a legacy client has said.
+    pub fn opens_pages(&self) -> bool {
+        let said = |session: &Session| session.opens_pages;
+        self.session.as_ref().is_some_and(said)
+            || matches!(&self.form, Form::Post { payload, .. } if payload.messages().iter().any(consent::declares))
     }
 }
 
@@ -134,16 +146,24 @@ impl Intake {
         if !is_json(&parts.headers) {
             return Err(Rejection::UnsupportedMediaType);
         }
-        let body = self.read(&parts.headers, body, route.config.body_limit).await?;
-        let payload = parse(&body).map_err(Rejection::Envelope)?;
+        let mut body = self.read(&parts.headers, body, route.config.body_limit).await?;
+        let mut payload = parse(&body).map_err(Rejection::Envelope)?;
         let era = match door {
             Door::Mcp => agree(&parts.headers, &payload),
             Door::Messages => Ok(Era::Sse),
         };
+        let mut consent = None;
+        if matches!(era, Ok(Era::Modern))
+            && let Some((rest, said)) = consent_of(&route, &payload)
+        {
+            payload = parse(&rest).map_err(Rejection::Envelope)?;
+            (body, consent) = (rest, Some(said));
+        }
         let _ = journey.call.set(CallNotes {
             // A disagreement is a modern client's: legacy ones have nothing to disagree with.
             era: *era.as_ref().unwrap_or(&Era::Modern),
             payload: payload.clone(),
+            consent,
             stream: stream.clone(),
         });
         let era = era.map_err(Rejection::Agreement)?;
@@ -182,6 +202,13 @@ impl Intake {
             Err(_) => Err(Rejection::BodyTimeout),
         }
     }
+}
+
+/// What a retry brings for the gateway itself, and the message without it.
+fn consent_of(route: &Route, payload: &Payload) -> Option<(Bytes, Consent)> {
+    let connects = matches!(route.config.credential, Credential::Connection(_));
+    let [message] = payload.messages() else { return None };
+    (connects && message.is_retry).then(|| consent::taken(&message.raw))?
 }
 
 /// A body's bytes; those of a body that came in one piece, as most do, are not copied.

@@ -29,6 +29,7 @@ use crate::config::{self, Config};
 use crate::credential::{Connections, CredentialSource, Making};
 use crate::edge::Body;
 use crate::edge::access::Front;
+use crate::edge::consent;
 use crate::gateway::StartError;
 use crate::limit::Limits;
 use crate::listener::Incoming;
@@ -313,6 +314,7 @@ pub(crate) fn routes(
                 resource,
                 bridge: bridge(route, &upstream, before),
                 upstream,
+                connect_page: consent::page(url, &route.name),
                 credential,
                 limits: limits.route(&route.name, route.limits),
                 metrics: counters,

@@ -32,6 +32,8 @@ pub struct Route {
     /// For callers that don't speak as the upstream does.
     pub bridge: Arc<Bridge>,
     pub credential: CredentialSource,
+    /// Where people connect it to their account.
+    pub connect_page: String,
     pub limits: Arc<RouteLimits>,
     pub metrics: Arc<RouteMetrics>,
 }

@@ -515,6 +515,7 @@ async fn answer(
         let _ = journey.call.set(CallNotes {
             era,
             payload: payload.clone(),
+            consent: None,
             stream: None,
         });
     }

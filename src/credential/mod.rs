@@ -87,7 +87,7 @@ pub enum CredentialError {
     #[error("the token endpoint's answer can't be used: {0}")]
     Malformed(&'static str),
     /// The caller has to connect the route's upstream to their own account there, or to do so again.
-    #[error("{}", .0.message())]
+    #[error("{0}")]
     NotConnected(NotConnected),
 }
 
@@ -109,14 +109,17 @@ pub enum NotConnectedReason {
     MoreScopes { scopes: Vec<String> },
 }
 
-impl NotConnected {
-    fn message(&self) -> String {
+impl std::fmt::Display for NotConnected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let route = &self.route;
         match &self.reason {
-            NotConnectedReason::Missing => format!("you have not connected {route} to your account yet"),
-            NotConnectedReason::NeedsAuth => format!("your connection of {route} has ended; connect it again"),
+            NotConnectedReason::Missing => write!(f, "you have not connected {route} to your account yet"),
+            NotConnectedReason::NeedsAuth => write!(f, "your connection of {route} has ended and has to be made again"),
             NotConnectedReason::MoreScopes { .. } => {
-                format!("{route} wants more than you have granted it; connect it again")
+                write!(
+                    f,
+                    "{route} wants more than you have granted, and has to be connected again"
+                )
             }
         }
     }

@@ -11,6 +11,7 @@ use std::time::Instant;
 use aws_lc_rs::rand;
 use http::header::HeaderValue;
 
+use super::consent::Consent;
 use super::forwarded::Origin;
 use crate::authn::Principal;
 use crate::limit::Held;
@@ -36,6 +37,8 @@ pub struct Journey {
     pub route: OnceLock<Arc<Route>>,
     pub principal: OnceLock<Arc<Principal>>,
     pub call: OnceLock<CallNotes>,
+    /// Set when the request's legacy session began with a client that can be asked to open a page.
+    pub opens_pages: OnceLock<()>,
     /// Given back with the journey.
     pub held: OnceLock<Held>,
 }
@@ -45,6 +48,8 @@ pub struct Journey {
 pub struct CallNotes {
     pub era: Era,
     pub payload: Payload,
+    /// What the user said to the gateway's own question, which this is the retry of.
+    pub consent: Option<Consent>,
     /// The HTTP+SSE stream that hears of failures, when there is one.
     pub stream: Option<StreamHandle>,
 }
@@ -69,6 +74,7 @@ impl Journey {
             route: OnceLock::new(),
             principal: OnceLock::new(),
             call: OnceLock::new(),
+            opens_pages: OnceLock::new(),
             held: OnceLock::new(),
         })
     }

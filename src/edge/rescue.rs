@@ -4,7 +4,8 @@
 //! 2. Clients of older revisions die of some statuses (they tear the session down, or wait for ever on their stream), so
 //!    with `denials: auto` they get policy and upstream refusals as a JSON-RPC error under 200, or as an event on their
 //!    HTTP+SSE stream under 202. `status` and `in_band` force one form.
-//! 3. Nothing below is shown: an upstream's challenge, an issuer's words and a panic's message stay in the log.
+//! 3. A user who has to do something first is asked to, where the client can ask ([`consent`]).
+//! 4. Nothing below is shown: an upstream's challenge, an issuer's words and a panic's message stay in the log.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
@@ -18,6 +19,7 @@ use tower::Layer;
 
 use super::body::{self, Body, empty};
 use super::check::{Arrival, Stage};
+use super::consent;
 use super::guard::expose;
 use super::journey::{CallNotes, Journey};
 use super::rejection::{Refused, Rejection};
@@ -25,6 +27,7 @@ use crate::authn::{AuthnError, Challenge, Principal, dpop};
 use crate::bridge::map::MapError;
 use crate::bridge::opening;
 use crate::config::Denials;
+use crate::credential::CredentialError;
 use crate::mcp::{self, AgreementError, Era, Id, Kind, codes};
 use crate::metadata::MirrorError;
 use crate::policy::Decision;
@@ -119,6 +122,8 @@ async fn record(audit: &Audit, journey: &Journey, rejection: &Rejection) {
         Rejection::Limited(limited) => limited.limit.label(),
         // Counted; a line each would be the next load.
         Rejection::Overloaded => return,
+        // The call's own ending has spoken, and the user is told what to do.
+        Rejection::Credential(CredentialError::NotConnected(_)) => return,
         // Nobody was asked for anything on a route, or the call's own ending has spoken.
         _ => {
             // A mirror says once an attempt what is wrong, not once a stranger's request.
@@ -261,6 +266,14 @@ fn failure(rejection: &Rejection, journey: &Journey) -> Failure {
             ..plain(S::SERVICE_UNAVAILABLE, codes::UNAVAILABLE)
         },
         Rejection::Mirror(MirrorError::Unusable) => plain(S::BAD_GATEWAY, codes::BAD_GATEWAY),
+        Rejection::Credential(CredentialError::NotConnected(lacking)) => {
+            let (message, data) = consent::words(lacking, journey);
+            Failure {
+                message,
+                data: Some(data),
+                ..plain(S::FORBIDDEN, codes::NOT_CONNECTED)
+            }
+        }
         Rejection::Credential(_) | Rejection::CredentialRefused => plain(S::BAD_GATEWAY, codes::CREDENTIAL),
         Rejection::Upstream(UpstreamError::UnknownEndpoint) => plain(S::NOT_FOUND, 40_400),
         Rejection::Upstream(
@@ -366,6 +379,9 @@ pub fn message(rejection: &Rejection, journey: &Journey) -> Bytes {
 
 /// The same for one request of several, by its id.
 pub fn message_to(rejection: &Rejection, journey: &Journey, id: Option<&Id>) -> Bytes {
+    if let Some(question) = question(rejection, journey, id) {
+        return question.into();
+    }
     tracing::warn!(request_id = journey.request_id.as_str(), error = %rejection, "request failed");
     error(&failure(rejection, journey), id).into()
 }
@@ -403,7 +419,18 @@ fn envelope_id(rejection: &Rejection) -> Option<&Id> {
     }
 }
 
+/// For clients that can do something about it themselves.
+fn question(rejection: &Rejection, journey: &Journey, id: Option<&Id>) -> Option<Vec<u8>> {
+    match rejection {
+        Rejection::Credential(CredentialError::NotConnected(lacking)) => consent::question(lacking, journey, id),
+        _ => None,
+    }
+}
+
 fn form(rejection: &Rejection, failure: &Failure, call: &CallNotes, journey: &Journey) -> Response<Body> {
+    if let Some(question) = question(rejection, journey, journey.id()) {
+        return body::json(StatusCode::OK, question);
+    }
     let denials = journey.route.get().map_or(Denials::Auto, |route| route.config.denials);
     // A batch in which nobody waits for an answer is answered as one notification is: an array would be empty.
     let batched = call.payload.is_batch() && call.messages().iter().any(|message| message.kind == Kind::Request);

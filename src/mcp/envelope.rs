@@ -169,6 +169,7 @@ fn build(body: &Bytes, text: &str, fields: &Fields<'_>, id: Option<Id>) -> Resul
         subscriptions: Vec::new(),
         cursor: None,
         task_id: None,
+        is_retry: false,
         meta: Meta::default(),
         raw: slice(body, text.trim_matches([' ', '\t', '\r', '\n'])),
     };
@@ -213,6 +214,7 @@ fn fill(body: &Bytes, message: &mut Message, params: &RawValue) -> Result<(), En
     message.uri = params.name("uri")?;
     message.cursor = params.name("cursor")?;
     message.task_id = params.name("taskId")?;
+    message.is_retry = params.get("inputResponses").is_some();
     message.arguments = params.get("arguments").map(|arguments| slice(body, arguments.get()));
     if let Some(meta) = params.get("_meta") {
         let meta = object(meta, "params._meta must be an object")?;

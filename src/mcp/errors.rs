@@ -38,6 +38,8 @@ pub mod codes {
     pub const BAD_GATEWAY: i64 = 50_200;
     /// The upstream refuses the gate's credential, or there is none to be had.
     pub const CREDENTIAL: i64 = 50_201;
+    /// The user has not connected the upstream.
+    pub const NOT_CONNECTED: i64 = 50_202;
     /// The upstream, or the issuer's keys, can't be reached.
     pub const UNAVAILABLE: i64 = 50_300;
     /// The upstream is too slow.
@@ -50,7 +52,7 @@ pub fn error_response(id: Option<&Id>, code: i64, message: &str, data: Option<&V
     if let Some(data) = data {
         error["data"] = data.clone();
     }
-    envelope(id, "error", &error)
+    envelope(id, "error", error)
 }
 
 /// A tool's result that says why it was not called: the in-band form of a refusal.
@@ -59,10 +61,15 @@ pub fn tool_error_result(id: &Id, message: &str, modern: bool) -> Vec<u8> {
     if modern {
         result["resultType"] = Value::from("complete");
     }
-    envelope(Some(id), "result", &result)
+    envelope(Some(id), "result", result)
 }
 
-fn envelope(id: Option<&Id>, member: &str, value: &Value) -> Vec<u8> {
+/// A response with this result, raw JSON.
+pub fn result_response(id: &Id, result: &str) -> Vec<u8> {
+    envelope(Some(id), "result", result)
+}
+
+fn envelope(id: Option<&Id>, member: &str, value: impl std::fmt::Display) -> Vec<u8> {
     let id = id
         .and_then(|id| serde_json::from_slice::<&RawValue>(&id.0).ok())
         .map_or_else(String::new, |id| format!("\"id\":{},", id.get()));

@@ -85,6 +85,8 @@ pub struct Message {
     pub reference: Option<Reference>,
     /// Resource URIs named by `subscriptions/listen` (`params.notifications.resourceSubscriptions`).
     pub subscriptions: Vec<Box<str>>,
+    /// Whether `params.inputResponses` is there: the retry of a modern request.
+    pub is_retry: bool,
     /// `params.cursor` of a list.
     pub cursor: Option<Box<str>>,
     /// `params.taskId`.

@@ -28,7 +28,7 @@ pub mod sse;
 
 pub use agreement::{AgreementError, agree, decode_value, repeated};
 pub use envelope::{EnvelopeError, parse};
-pub use errors::{codes, error_response, tool_error_result};
+pub use errors::{codes, error_response, result_response, tool_error_result};
 pub use lists::ListKind;
 pub use message::{Era, Id, Kind, Message, Meta, Payload, Reference};
 pub use methods::{Target, is_known, is_list, target};

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::listing::outcome_of_failure;
 use crate::call::Form;
+use crate::credential::CredentialError;
 use crate::edge::{Check, Journey, Rejection};
 use crate::policy::{Decision, Permitted};
 use crate::session::{Purpose, Sealer};
@@ -74,6 +76,8 @@ struct Account {
     credential: Option<&'static str>,
     upstream: Option<Arc<str>>,
     args_hmac: Option<[u8; 32]>,
+    /// Why it was refused after all, although the policy allows it.
+    refused: Option<&'static str>,
 }
 
 impl std::fmt::Debug for Ending {
@@ -93,6 +97,7 @@ impl Ending {
             credential: None,
             upstream: None,
             args_hmac: None,
+            refused: None,
         })))
     }
 
@@ -112,6 +117,14 @@ impl Ending {
     /// The call ended so.
     pub fn finish(mut self, outcome: Outcome) {
         self.end(outcome);
+    }
+
+    /// The call was refused for a reason that is none of the policy's.
+    pub fn refuse(mut self, reason: &'static str) {
+        if let Some(account) = &mut self.0 {
+            account.refused = Some(reason);
+        }
+        self.end(Outcome::Denied);
     }
 
     fn end(&mut self, outcome: Outcome) {
@@ -135,9 +148,24 @@ impl Account {
         line.credential = self.credential;
         line.upstream = self.upstream.as_deref();
         line.args_hmac = self.args_hmac;
+        if let Some(reason) = self.refused {
+            line.decision = AuditDecision::Deny;
+            line.reason = reason;
+        }
         line.outcome = outcome.as_str();
         line.duration = duration;
         self.slot.write(&line);
+    }
+}
+
+/// Ends calls that this rejection answers. That a user has yet to connect is no failure of the upstream's: it is a refusal,
+/// and counted as one.
+pub fn fail(endings: Vec<Ending>, rejection: &Rejection) {
+    for ending in endings {
+        match rejection {
+            Rejection::Credential(error @ CredentialError::NotConnected(_)) => ending.refuse(error.reason()),
+            _ => ending.finish(outcome_of_failure(rejection)),
+        }
     }
 }
 

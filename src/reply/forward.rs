@@ -18,11 +18,10 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio_util::sync::CancellationToken;
 
-use super::ending::{Audited, Ending};
+use super::ending::{Audited, Ending, fail};
 use super::events::{self, MAX_EVENT, Relay, Standing, View};
 use super::gather::budgeted;
 use super::inspect::{Endpoint, Inspector};
-use super::listing::outcome_of_failure;
 use super::sending::Sending;
 use super::{headers, json};
 use crate::authn::Principal;
@@ -89,10 +88,7 @@ impl Shared {
         } = funded;
         let result = self.carry(permitted, credential, &mut endings).await;
         if let Err(rejection) = &result {
-            let outcome = outcome_of_failure(rejection);
-            for ending in endings {
-                ending.finish(outcome);
-            }
+            fail(endings, rejection);
         }
         result
     }
@@ -273,6 +269,7 @@ impl Shared {
             let session = Session {
                 endpoint: sent.endpoint,
                 upstream: session.to_str().map_err(|_| unusable())?.to_owned(),
+                opens_pages: call.opens_pages(),
             };
             let sealed = session
                 .seal(&self.sealer, call.route.name(), &call.principal)

@@ -25,6 +25,7 @@ use super::sending::Sending;
 use super::{headers, json};
 use crate::bridge::map::MapError;
 use crate::call::Form;
+use crate::credential::CredentialError;
 use crate::edge::rescue;
 use crate::edge::{Body, BodyError, Rejection, full};
 use crate::mcp::Scanner;
@@ -169,7 +170,8 @@ pub(crate) fn outcome_of_failure(rejection: &Rejection) -> Outcome {
         Rejection::OverBudget { .. }
         | Rejection::InvalidCursor
         | Rejection::ListUnderWay
-        | Rejection::TooManyParked => Outcome::Denied,
+        | Rejection::TooManyParked
+        | Rejection::Credential(CredentialError::NotConnected(_)) => Outcome::Denied,
         Rejection::UnsupportedVersion(_)
         | Rejection::Map(MapError::NotFound(_) | MapError::Params(_))
         | Rejection::MissingCapability { .. }

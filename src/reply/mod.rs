@@ -16,6 +16,7 @@ mod message;
 pub(crate) mod sending;
 mod tap;
 
+pub(crate) use ending::fail;
 pub use ending::{AuditCheck, Audited, Ending, count, line};
 pub(crate) use events::{COMMENT, Interruption, KEEPALIVE, Standing};
 pub use forward::{Forward, Shared};

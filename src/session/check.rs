@@ -28,6 +28,9 @@ impl Check<Box<Call>> for SessionCheck {
                 .and_then(|sealed| Session::open(&self.sealer, sealed, call.route.name(), &call.principal))
                 .filter(|session| session.bridge_key().is_some() || call.route.upstream.knows(&session.endpoint))
                 .ok_or(Rejection::UnknownSession)?;
+            if session.opens_pages {
+                let _ = call.journey.opens_pages.set(());
+            }
             call.session = Some(session);
         }
         Ok(call)

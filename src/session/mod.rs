@@ -33,17 +33,23 @@ pub struct Session {
     pub endpoint: EndpointId,
     /// The upstream's own session id.
     pub upstream: String,
+    /// Whether its client said that it can be asked to open a page.
+    pub opens_pages: bool,
 }
 
+/// Set in the length of the endpoint's name when the client opens pages. A session sealed before there was such a thing has
+/// it unset.
+const OPENS_PAGES: u8 = 0x80;
 /// Stands for the gateway in an endpoint's place; those are twelve characters long.
 const BRIDGED: &str = "bridge";
 
 impl Session {
     /// A session that the gateway itself serves.
-    pub fn bridged(key: &StreamKey) -> Self {
+    pub fn bridged(key: &StreamKey, opens_pages: bool) -> Self {
         Self {
             endpoint: EndpointId::from(BRIDGED),
             upstream: URL_SAFE_NO_PAD.encode(key),
+            opens_pages,
         }
     }
 
@@ -59,8 +65,9 @@ impl Session {
     pub fn seal(&self, sealer: &Sealer, route: &str, principal: &Principal) -> Option<String> {
         let mut plain = Vec::with_capacity(128);
         plain.extend_from_slice(&person(principal));
-        for part in [route, self.endpoint.as_str()] {
-            plain.push(u8::try_from(part.len()).ok()?);
+        let flag = if self.opens_pages { OPENS_PAGES } else { 0 };
+        for (part, flag) in [(route, 0), (self.endpoint.as_str(), flag)] {
+            plain.push(u8::try_from(part.len()).ok()? | flag);
             plain.extend_from_slice(part.as_bytes());
         }
         plain.extend_from_slice(self.upstream.as_bytes());
@@ -71,21 +78,23 @@ impl Session {
     pub fn open(sealer: &Sealer, sealed: &str, route: &str, principal: &Principal) -> Option<Self> {
         let plain = sealer.open(Purpose::Session, sealed).ok()?;
         let rest = plain.strip_prefix(&person(principal)[..])?;
-        let (sealed_route, rest) = short(rest)?;
-        let (endpoint, upstream) = short(rest)?;
+        let (length, rest) = rest.split_first()?;
+        let (sealed_route, rest) = short(*length, rest)?;
+        let (length, rest) = rest.split_first()?;
+        let (endpoint, upstream) = short(*length & !OPENS_PAGES, rest)?;
         if sealed_route != route {
             return None;
         }
         Some(Self {
             endpoint: EndpointId::from(endpoint),
             upstream: String::from_utf8(upstream.to_vec()).ok()?,
+            opens_pages: *length & OPENS_PAGES != 0,
         })
     }
 }
 
-fn short(bytes: &[u8]) -> Option<(&str, &[u8])> {
-    let (length, rest) = bytes.split_first()?;
-    let (text, rest) = rest.split_at_checked(usize::from(*length))?;
+fn short(length: u8, bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let (text, rest) = bytes.split_at_checked(usize::from(length))?;
     Some((std::str::from_utf8(text).ok()?, rest))
 }
 

@@ -187,7 +187,7 @@ async fn open_session(
     let gauge = call.route.metrics.session("streamable-http");
     let session = new_session(call, random_stream_key(), None, Some(gauge));
     session.fund(&funds);
-    let sealed = crate::session::Session::bridged(&session.key)
+    let sealed = crate::session::Session::bridged(&session.key, call.opens_pages())
         .seal(&shared.sealer, call.route.name(), &call.principal)
         .and_then(|sealed| HeaderValue::try_from(sealed).ok())
         .expect("a key is short enough to be sealed");
