@@ -331,6 +331,7 @@ fn route_status(route: &Route, authenticator: &Authenticator) -> RouteStatus {
         sessions: route.metrics.open_sessions(),
         streams: route.metrics.open_streams(),
         identities,
+        credential: route.credential.health(&route.metrics),
         endpoints: route
             .upstream
             .endpoints()

@@ -142,7 +142,7 @@ impl Generation {
             closing: closing.clone(),
         });
         let mut background = JoinSet::new();
-        background.spawn(ages(metrics.clone(), authenticator.clone()));
+        background.spawn(ages(metrics.clone(), authenticator.clone(), routes.clone()));
         let refresher = authenticator.clone();
         background.spawn(async move {
             refresher.spawn_refresh().join_all().await;
@@ -248,10 +248,13 @@ impl Lasting {
     }
 }
 
-/// Whether any route has users who connect to it.
+/// Whether any route has users who connect to it, or somebody's login that the gateway refreshes.
 fn needs_connections(config: &Config) -> bool {
-    let is_connection = |route: &Arc<config::Route>| matches!(route.credential, config::Credential::Connection(_));
-    config.routes.iter().any(is_connection)
+    config.routes.iter().any(|route| match &route.credential {
+        config::Credential::Connection(_) => true,
+        config::Credential::TokenFile(file) => file.login.is_some(),
+        _ => false,
+    })
 }
 
 /// The public base URL, of a gateway that listens there.
@@ -410,8 +413,9 @@ fn auth_events(metrics: Arc<Metrics>, rights: Arc<Rights>) -> crate::authn::Auth
     })
 }
 
-/// Keeps `jwks_age_seconds`: a gauge that only moved with a refresh would stand still while the issuer is down.
-async fn ages(metrics: Arc<Metrics>, authenticator: Arc<Authenticator>) {
+/// Keeps the ages of keys and credentials: a gauge that only moved with a refresh would stand still while the issuer is
+/// down.
+async fn ages(metrics: Arc<Metrics>, authenticator: Arc<Authenticator>, routes: Vec<Arc<Route>>) {
     let mut every = tokio::time::interval(AGES);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -420,6 +424,9 @@ async fn ages(metrics: Arc<Metrics>, authenticator: Arc<Authenticator>) {
             if let Some(age) = keys.age {
                 metrics.jwks_age(&keys.identity, Duration::from_secs(age));
             }
+        }
+        for route in &routes {
+            route.credential.measure(&route.metrics);
         }
     }
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::credential::CredentialHealth;
+
 /// The gateway, as an operator sees it.
 #[derive(Clone, Debug, Serialize)]
 pub struct StatusReport {
@@ -31,6 +33,8 @@ pub struct RouteStatus {
     pub ready: bool,
     pub identities: Vec<IdentityStatus>,
     pub endpoints: Vec<EndpointStatus>,
+    /// What leaves towards the upstream.
+    pub credential: CredentialHealth,
     /// Where the server is a command.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub processes: Option<ProcessesStatus>,

@@ -46,8 +46,17 @@ impl Deciders {
         let url = generation::public_url(&config, config.listen.address);
         // Nothing leaves from here: any key will do.
         let signer = Arc::new(Signer::of_sealer(&Sealer::new(&[])));
-        let routes = generation::routes(&config, &url, &signer, &Metrics::new(), &Limits::default(), &clock, None, &[])
-            .map_err(|error| error.to_string())?;
+        let routes = generation::routes(
+            &config,
+            &url,
+            &signer,
+            &Metrics::new(),
+            &Limits::default(),
+            &clock,
+            None,
+            &[],
+        )
+        .map_err(|error| error.to_string())?;
         let authenticator = Authenticator::new(
             &config.identities,
             config.roles.clone(),

@@ -7,7 +7,7 @@ use std::time::Instant;
 use http::HeaderValue;
 use zeroize::Zeroizing;
 
-use super::SetupError;
+use super::{SetupError, health};
 use crate::clock::Clock;
 use crate::config;
 use crate::oauth::client::{Client, Form, certificate};
@@ -63,13 +63,9 @@ pub(super) async fn ask(
 ) -> Result<TokenAnswer, TokenError> {
     let started = Instant::now();
     let answer = endpoint.ask(form).await;
-    let result = match &answer {
-        Ok(_) => "ok",
-        Err(TokenError::Rejected { .. }) => "rejected",
-        Err(TokenError::Unreachable(_)) => "unreachable",
-        Err(TokenError::Malformed(_)) => "malformed",
-    };
+    let result = answer.as_ref().map_or_else(TokenError::result, |_| "ok");
     route.token_exchange(grant, result, started.elapsed());
+    health::note(route, &answer);
     answer.inspect_err(|error| {
         route.credential_failure(grant, error.reason());
         tracing::warn!(grant, %error, "a token endpoint gave no token");

@@ -127,6 +127,7 @@ pub(super) struct OwnToken {
 pub(super) struct Held {
     value: HeaderValue,
     pub(super) token: Secret,
+    obtained: UnixSeconds,
     /// When to ask for another; `None`: when the upstream refuses this one.
     renew: Option<UnixSeconds>,
     until: Option<UnixSeconds>,
@@ -219,6 +220,14 @@ impl OwnToken {
         }
     }
 
+    /// Its age and how long it lives on, in seconds, as far as there is one and that is known.
+    pub(super) fn life(&self) -> (Option<u64>, Option<u64>) {
+        let (held, now) = (self.held.load_full(), self.clock.now());
+        let age = held.as_ref().map(|held| now.saturating_sub(held.obtained));
+        let until = held.and_then(|held| held.until);
+        (age, until.map(|until| until.saturating_sub(now)))
+    }
+
     /// What leaves.
     pub(super) async fn credential(self: &Arc<Self>) -> Result<OutboundCredential, CredentialError> {
         let held = self.obtain().await?;
@@ -265,6 +274,7 @@ impl OwnToken {
                 let held = Arc::new(Held {
                     value,
                     token,
+                    obtained: now,
                     renew: expires_in.map(|life| now.saturating_add(life - ahead(life))),
                     until: expires_in.map(|life| now.saturating_add(life)),
                     replaced,

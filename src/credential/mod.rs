@@ -15,8 +15,11 @@ mod connection;
 mod exchange;
 #[cfg(test)]
 mod fake_issuer;
+mod flight;
+mod health;
 mod passthrough;
 mod recovery;
+mod token_file;
 
 use std::sync::Arc;
 
@@ -43,7 +46,9 @@ pub use check::{CredentialCheck, Funded};
 use client_credentials::OwnToken;
 use connection::ConnectionSource;
 pub use connection::{Connection, Connections, Counts, Person, State};
+pub use health::CredentialHealth;
 pub(crate) use recovery::{Recover, wanted_scopes};
+use token_file::TokenFile;
 
 /// What one request carries to the upstream. Has no `Debug`: it is a secret.
 #[derive(Clone)]
@@ -199,6 +204,7 @@ enum Source {
         audience: String,
         route: Arc<RouteMetrics>,
     },
+    TokenFile(Arc<TokenFile>),
     /// `None`: no store is open, and nobody is connected.
     Connection(Option<Box<ConnectionSource>>),
 }
@@ -260,8 +266,9 @@ impl CredentialSource {
                 let asserter = Asserter::new(config, making)?;
                 return Ok(Self(Source::Assertion(Box::new(asserter))));
             }
-            Credential::TokenFile(_) => {
-                return Err(unusable("", "this credential can't be come by yet".to_owned()));
+            Credential::TokenFile(config) => {
+                let file = TokenFile::of(config, making).map_err(|cause| unusable("token_file", cause))?;
+                return Ok(Self(Source::TokenFile(file)));
             }
             Credential::Connection(config) => {
                 let source = ConnectionSource::new(config, making).map_err(|cause| unusable("connection", cause))?;
@@ -340,6 +347,7 @@ impl CredentialSource {
                     recovery: None,
                 })
             }
+            Source::TokenFile(file) => Box::pin(file.credential()).await,
             Source::Connection(source) => {
                 let source = source.as_ref();
                 let source = source.ok_or(CredentialError::Unreachable("no store of connections is open"))?;

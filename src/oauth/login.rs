@@ -264,6 +264,16 @@ impl Login {
         })
     }
 
+    /// The grant that these tokens, which somebody else got for the same client, are of.
+    ///
+    /// # Errors
+    /// As for [`Login::begin`].
+    pub async fn grant_of(&self, tokens: TokenSet) -> Result<Grant, LoginError> {
+        let found = self.found().await?;
+        let client = self.client(&found.provider).await?;
+        Ok(self.made(&found, client, Vec::new()).grant(tokens))
+    }
+
     /// New tokens for a grant. What the answer leaves out stays: the refresh token (r14), the scopes.
     ///
     /// # Errors

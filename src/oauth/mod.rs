@@ -90,6 +90,15 @@ pub enum TokenError {
 }
 
 impl TokenError {
+    /// How the request went, for metrics.
+    pub fn result(&self) -> &'static str {
+        match self {
+            Self::Rejected { .. } => "rejected",
+            Self::Unreachable(_) => "unreachable",
+            Self::Malformed(_) => "malformed",
+        }
+    }
+
     /// A bounded label for metrics.
     pub fn reason(&self) -> &'static str {
         match self {

@@ -1,7 +1,7 @@
 //! One route's metrics, with the handles that the hot path adds to.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -72,6 +72,8 @@ pub struct RouteMetrics {
     streams: Gauge,
     open_sessions: Arc<AtomicUsize>,
     open_streams: Arc<AtomicUsize>,
+    /// What its token endpoint last failed at.
+    credential_trouble: Mutex<Option<String>>,
 }
 
 /// Two label values.
@@ -96,6 +98,7 @@ impl RouteMetrics {
             admitted: AtomicUsize::new(0),
             open_sessions: Arc::default(),
             open_streams: Arc::default(),
+            credential_trouble: Mutex::default(),
             validations: DashMap::new(),
             decisions: DashMap::new(),
             overhead: registry.histogram(OVERHEAD, &[("route", name)]),
@@ -262,6 +265,17 @@ impl RouteMetrics {
     pub fn credential_failure(&self, grant: &'static str, reason: &'static str) {
         let labels = [("route", &*self.name), ("grant", grant), ("reason", reason)];
         self.registry.counter(CREDENTIAL_FAILURES, &labels).increment(1);
+    }
+
+    /// Why a token endpoint gave nothing the last time; `None`: it did.
+    pub fn set_credential_trouble(&self, trouble: Option<String>) {
+        *self.credential_trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    /// The same, for `/status`.
+    pub fn credential_trouble(&self) -> Option<String> {
+        let trouble = self.credential_trouble.lock();
+        trouble.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How old a shared credential is and how long it lives on, in seconds; `None` where that isn't known.

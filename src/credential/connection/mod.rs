@@ -24,7 +24,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use http::HeaderValue;
 use http::header::AUTHORIZATION;
 use moka::sync::Cache;
 
@@ -45,7 +44,7 @@ pub(crate) use source::ConnectionSource;
 pub use tend::Counts;
 
 /// Seconds before a token's end from which it is refreshed.
-const AHEAD: UnixSeconds = 120;
+pub(super) const AHEAD: UnixSeconds = 120;
 /// How long what was read is believed without looking again.
 const FRESH: Duration = Duration::from_secs(1);
 /// How long what was read is used while the store can't be asked.
@@ -163,8 +162,6 @@ pub struct Connections {
     slots: Cache<Place, Arc<Slot>>,
     /// As of the last look.
     counts: Mutex<HashMap<Box<str>, Counts>>,
-    /// Why the last refresh of a route failed; empty once one succeeds.
-    troubles: Mutex<HashMap<Arc<str>, String>>,
 }
 
 impl Connections {
@@ -176,7 +173,6 @@ impl Connections {
             metrics,
             slots: Cache::builder().max_capacity(MAX_HELD).time_to_idle(IDLE).build(),
             counts: Mutex::default(),
-            troubles: Mutex::default(),
         })
     }
 
@@ -460,12 +456,4 @@ fn merged(mut scopes: Vec<String>, more: Vec<String>) -> Vec<String> {
         }
     }
     scopes
-}
-
-/// `None`: a header can't hold it.
-fn bearer(grant: &Grant) -> Option<HeaderValue> {
-    let text = zeroize::Zeroizing::new(format!("Bearer {}", grant.tokens.access_token.expose()));
-    let mut value = HeaderValue::from_str(&text).ok()?;
-    value.set_sensitive(true);
-    Some(value)
 }

@@ -10,21 +10,16 @@
 //!    one.
 //! 5. `invalid_grant` ends a connection only if the row still holds what was presented (r13).
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
 
 use super::row::Stored;
 use super::slot::{Held, Slot};
 use super::{Binding, Connections, Place};
-use crate::credential::{CredentialError, NotConnectedReason};
+use crate::credential::flight::Waiting;
+use crate::credential::{CredentialError, NotConnectedReason, health};
 use crate::oauth::TokenError;
 use crate::store::{Lease, StoreError, When};
-
-/// What became of it; the pair is in the slot.
-pub(super) type Renewal = Shared<BoxFuture<'static, Result<(), CredentialError>>>;
 
 /// How long one waits for another replica's refresh.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -36,29 +31,19 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const RETRIES: Duration = Duration::from_secs(600);
 
 impl Connections {
-    /// The refresh of this pair that is under way, or a new one; it goes on without whoever began it.
+    /// The refresh of this pair: the one that is under way, or a new one.
     pub(super) fn renewal(
         self: &Arc<Self>,
         binding: &Arc<Binding>,
         place: &Place,
         slot: &Arc<Slot>,
         held: &Arc<Held>,
-    ) -> Renewal {
-        let mut under_way = slot.renewal.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(renewal) = &*under_way
-            && renewal.peek().is_none()
-        {
-            return renewal.clone();
-        }
-        let (connections, binding, place) = (self.clone(), binding.clone(), place.clone());
-        let (slot, held) = (slot.clone(), held.clone());
-        let task = tokio::spawn(async move { connections.renew(&binding, &place, &slot, &held.stored).await });
-        let renewal = task
-            .map(|done| done.unwrap_or(Err(CredentialError::Unreachable("the refresh broke off"))))
-            .boxed()
-            .shared();
-        *under_way = Some(renewal.clone());
-        renewal
+    ) -> Waiting {
+        slot.renewal.join(|| {
+            let (connections, binding, place) = (self.clone(), binding.clone(), place.clone());
+            let (slot, held) = (slot.clone(), held.clone());
+            async move { connections.renew(&binding, &place, &slot, &held.stored).await }
+        })
     }
 
     async fn renew(
@@ -137,14 +122,9 @@ impl Connections {
         let asked = Instant::now();
         let answer = (binding.renew)(stored.grant.clone()).await;
         let metrics = self.metrics.route(&binding.route);
-        let result = match &answer {
-            Ok(_) => "ok",
-            Err(TokenError::Rejected { .. }) => "rejected",
-            Err(TokenError::Unreachable(_)) => "unreachable",
-            Err(TokenError::Malformed(_)) => "malformed",
-        };
+        let result = answer.as_ref().map_or_else(TokenError::result, |_| "ok");
         metrics.token_exchange("refresh_token", result, asked.elapsed());
-        self.troubled(binding, answer.as_ref().err());
+        health::note(&metrics, &answer);
         match answer {
             Ok(tokens) => {
                 let renewed = stored.clone().renewed(tokens, now);

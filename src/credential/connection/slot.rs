@@ -6,9 +6,10 @@ use std::time::Duration;
 use http::HeaderValue;
 use tokio::time::Instant;
 
-use super::refresh::Renewal;
 use super::row::Stored;
-use super::{FRESH, UNASKED, bearer};
+use super::{FRESH, UNASKED};
+use crate::credential::ask::bearer;
+use crate::credential::flight::Flight;
 use crate::store::StoreError;
 
 /// A row that was read. Has no `Debug`: it holds tokens.
@@ -24,7 +25,7 @@ pub(super) struct Slot {
     memory: Mutex<Memory>,
     /// Held by the one who reads.
     reading: tokio::sync::Mutex<()>,
-    pub(super) renewal: Mutex<Option<Renewal>>,
+    pub(super) renewal: Flight,
 }
 
 #[derive(Default)]
@@ -141,13 +142,12 @@ impl Memory {
         (self.read, self.asked) = (Some(now), Some(now));
         let same = |held: &Arc<Held>| read.as_ref().is_some_and(|(version, _)| *version == held.version);
         if !self.held.as_ref().is_some_and(same) {
-            self.held = read.and_then(|(version, stored)| {
-                let header = bearer(&stored.grant)?;
-                Some(Arc::new(Held {
+            self.held = read.map(|(version, stored)| {
+                Arc::new(Held {
                     version,
+                    header: bearer(&stored.grant.tokens),
                     stored,
-                    header,
-                }))
+                })
             });
         }
     }

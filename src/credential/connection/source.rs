@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use url::Url;
 
-use super::Connections;
+use super::{Connections, Counts};
 use crate::authn::Principal;
 use crate::config;
 use crate::credential::{CredentialError, Making, NotConnected, NotConnectedReason, OutboundCredential};
@@ -90,6 +90,11 @@ impl ConnectionSource {
 
     pub(crate) fn login(&self) -> &Arc<Login> {
         &self.login
+    }
+
+    /// How many connections are in which state.
+    pub(crate) fn counts(&self) -> Option<Counts> {
+        self.connections.counts(&self.binding.route)
     }
 
     /// The credential of one call.

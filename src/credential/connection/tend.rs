@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::{Binding, Connections, State};
-use crate::oauth::TokenError;
+use super::{Connections, State};
 use crate::store::Kind;
 
 /// How often connections are counted.
@@ -71,27 +70,5 @@ impl Connections {
             .unwrap_or_else(PoisonError::into_inner)
             .get(route)
             .copied()
-    }
-
-    /// Why the last refresh over a route failed.
-    pub fn trouble(&self, route: &str) -> Option<String> {
-        self.troubles
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(route)
-            .cloned()
-    }
-
-    pub(super) fn troubled(&self, binding: &Binding, error: Option<&TokenError>) {
-        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
-        match error {
-            // One person's revoked login is no trouble of the route's.
-            None | Some(TokenError::Rejected { error: "invalid_grant" }) => {
-                troubles.remove(&binding.route);
-            }
-            Some(error) => {
-                troubles.insert(binding.route.clone(), error.to_string());
-            }
-        }
     }
 }
