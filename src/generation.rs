@@ -43,7 +43,7 @@ use crate::store::Store;
 use crate::telemetry::{Audit, Metrics};
 use crate::upstream::{BreakerState, Upstream, UpstreamEvent};
 
-/// How often the age of the issuers' keys is written down.
+/// How often the age of the issuers' keys and of shared credentials is written down.
 const AGES: Duration = Duration::from_secs(5);
 
 /// What outlives configurations.

@@ -7,7 +7,7 @@ use http::HeaderName;
 use serde_json::json;
 use url::Url;
 
-use super::clients::{Client, Needed, PrivateKey, client, signing_key};
+use super::clients::{Client, ClientProof, Needed, PrivateKey, client, signing_key};
 use super::raw::{At, Quote, Section};
 use super::tree::{Node, Value};
 use super::values::{credential_header, header_value, oauth_url, path, scope, signature, values};
@@ -446,6 +446,19 @@ fn client_credentials(section: &Section<'_>, directory: &Path) -> Option<ClientC
     let parameters = parameters(section);
     let private_addresses = private_addresses(section);
     let ca = ca(section, directory);
+    if let Some(Client {
+        proof: ClientProof::Basic(_) | ClientProof::Post(_),
+        ..
+    }) = &client
+        && token_endpoint.is_none()
+        && issuer.is_none()
+    {
+        section.error_at(
+            "client_secret",
+            "nothing says whose client this secret makes the gate, and the server must not",
+            "set issuer, or token_endpoint",
+        );
+    }
     Some(ClientCredentials {
         // Whoever names the endpoint says what it takes: not all know `resource`.
         resource: resource.unwrap_or(match &token_endpoint {
@@ -476,7 +489,7 @@ fn assertion(section: &Section<'_>) -> Option<Assertion> {
         );
     }
     let claims = section.parsed_list("claims", "Claims of the caller that are copied.", |text| match text {
-        "iss" | "sub" | "aud" | "exp" | "iat" | "nbf" | "jti" | "act" | "cnf" | "client_id" | "scope" => {
+        "iss" | "sub" | "sub_id" | "aud" | "exp" | "iat" | "nbf" | "jti" | "act" | "cnf" | "client_id" | "scope" => {
             Err("the gate sets this one itself".to_owned())
         }
         "" => Err("name a claim".to_owned()),

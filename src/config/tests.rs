@@ -45,12 +45,13 @@ fn secrets() -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("a directory");
     let secrets = directory.path().join("secrets");
     std::fs::create_dir(&secrets).expect("a directory");
+    let signing = rcgen::KeyPair::generate().expect("a key").serialize_pem();
     for (name, text) in [
         ("seal", "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n"),
         ("gate", "a-client-secret\n"),
         ("status", "a-password\n"),
         ("introspection", "a-client-secret\n"),
-        ("signing", "a private key\n"),
+        ("signing", signing.as_str()),
         (
             "keys",
             "ci:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08:reader:\n",

@@ -23,12 +23,12 @@ use tokio::time::Instant;
 
 use super::ask::{JWT_BEARER, ask, bearer, endpoint as endpoint_of, token_in};
 use super::recovery::PAUSE;
+use super::way::{Find, found, known};
 use super::{CredentialError, Making, OutboundCredential, Recover, SetupError};
 use crate::clock::{Clock, UnixSeconds};
 use crate::config::{self, ClientCredentials, Resource};
 use crate::oauth::TokenError;
 use crate::oauth::client::Form;
-use crate::oauth::token::TokenEndpoint;
 use crate::oauth::watched::Watched;
 use crate::secret::Secret;
 use crate::telemetry::RouteMetrics;
@@ -39,9 +39,6 @@ const AHEAD: u64 = 120;
 const SKEW: u64 = 5;
 /// After a failure, the first and the longest; each failure in a row doubles it.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
-
-/// How the endpoint is come by: it is known, or found when it is needed.
-pub(super) type Find = Box<dyn Fn() -> BoxFuture<'static, Result<Arc<TokenEndpoint>, TokenError>> + Send + Sync>;
 
 /// What the gateway shows for its own token.
 enum Proof {
@@ -61,39 +58,30 @@ pub(super) fn of(config: &ClientCredentials, making: &Making<'_>) -> Result<Arc<
         key: format!("client_credentials{key}"),
         cause,
     };
-    let Some(url) = &config.token_endpoint else {
-        return Err(unusable(
-            ".token_endpoint",
-            "it can't be found out yet: name it".to_owned(),
-        ));
+    let find = match &config.token_endpoint {
+        None => found(config, making)?,
+        Some(url) => {
+            let endpoint = config::TokenEndpoint {
+                url: url.clone(),
+                client: config.client.clone(),
+                parameters: config.parameters.clone(),
+                ca: config.ca.clone(),
+            };
+            let issuer = config.issuer.clone();
+            let endpoint = endpoint_of(making.route, "client_credentials", &endpoint, issuer, making.clock)?;
+            let resource = match &config.resource {
+                Resource::None => None,
+                Resource::Named(resource) => Some(resource.clone()),
+                Resource::Upstream => making.upstream.map(ToString::to_string),
+            };
+            known(endpoint, resource)
+        }
     };
-    let endpoint = config::TokenEndpoint {
-        url: url.clone(),
-        client: config.client.clone(),
-        parameters: config.parameters.clone(),
-        ca: config.ca.clone(),
-    };
-    let endpoint = endpoint_of(
-        making.route,
-        "client_credentials",
-        &endpoint,
-        config.issuer.clone(),
-        making.clock,
-    )?;
     let mut form = Form::default();
     form.push_all("audience", &config.audiences);
-    match &config.resource {
-        Resource::None => {}
-        Resource::Named(resource) => form.push("resource", resource),
-        Resource::Upstream => {
-            if let Some(upstream) = making.upstream {
-                form.push("resource", upstream.as_str());
-            }
-        }
-    }
     form.push_scopes(&config.scopes);
     let own = OwnToken::new(
-        known(endpoint),
+        find,
         form,
         config.assertion_file.as_deref(),
         making.clock.clone(),
@@ -102,16 +90,10 @@ pub(super) fn of(config: &ClientCredentials, making: &Making<'_>) -> Result<Arc<
     own.map_err(|cause| unusable(".assertion_file", cause))
 }
 
-/// An endpoint that need not be found.
-pub(super) fn known(endpoint: TokenEndpoint) -> Find {
-    let endpoint = Arc::new(endpoint);
-    Box::new(move || Box::pin(std::future::ready(Ok(endpoint.clone()))))
-}
-
 /// The token, and where it comes from.
 pub(super) struct OwnToken {
     find: Find,
-    /// Audiences, resource and scopes.
+    /// Audiences and scopes.
     form: Form,
     proof: Proof,
     held: ArcSwapOption<Held>,
@@ -300,7 +282,7 @@ impl OwnToken {
     }
 
     async fn send(&self) -> Result<(HeaderValue, Secret, Option<u64>), TokenError> {
-        let endpoint = (self.find)().await?;
+        let way = (self.find)().await?;
         let (grant, mut form) = match &self.proof {
             Proof::Client => ("client_credentials", Form::grant("client_credentials")),
             Proof::Assertion(file) => {
@@ -310,7 +292,10 @@ impl OwnToken {
             }
         };
         form.append(self.form.clone());
-        let answer = ask(&self.route, grant, &endpoint, form).await?;
+        if let Some(resource) = &way.resource {
+            form.push("resource", resource);
+        }
+        let answer = ask(&self.route, grant, &way.endpoint, form).await?;
         Ok((
             bearer(&answer.tokens),
             answer.tokens.access_token.clone(),
@@ -439,8 +424,8 @@ mod tests {
             [
                 ("grant_type", "client_credentials"),
                 ("audience", "api"),
-                ("resource", "https://nc.example/mcp"),
                 ("scope", "a b"),
+                ("resource", "https://nc.example/mcp"),
                 ("x", "y"),
             ]
         );

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use http::HeaderValue;
 
 use super::ask::{JWT_BEARER, ask, bearer, endpoint, token_in};
-use super::client_credentials::{OwnToken, known};
+use super::client_credentials::OwnToken;
+use super::way::known;
 use super::{CredentialError, Making, SetupError};
 use crate::config::{self, Exchange, ExchangeGrant};
 use crate::oauth::client::Form;
@@ -94,7 +95,7 @@ impl Exchanger {
                 token_type: token_type.clone(),
             }),
             Some(config::Actor::ClientCredentials) => {
-                let find = known(first("exchange")?);
+                let find = known(first("exchange")?, None);
                 let own = OwnToken::new(find, Form::default(), None, making.clock.clone(), route.clone());
                 Some(Actor::Own(own.map_err(unusable)?))
             }

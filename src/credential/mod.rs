@@ -20,6 +20,7 @@ mod health;
 mod passthrough;
 mod recovery;
 mod token_file;
+mod way;
 
 use std::sync::Arc;
 

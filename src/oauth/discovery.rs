@@ -195,7 +195,7 @@ impl Discovery {
     }
 
     /// Who asks as a client, at an endpoint of the configuration (`by_hand`) or of the issuer's metadata.
-    pub(super) fn client_of(&self, url: &Url, by_hand: bool) -> &Arc<Fetcher> {
+    pub(crate) fn client_of(&self, url: &Url, by_hand: bool) -> &Arc<Fetcher> {
         let is_named = by_hand || self.calls.issuer_origin == Some(url.origin());
         match &self.calls.certified {
             Some((named, _)) if is_named => named,

@@ -638,4 +638,92 @@ mod tests {
         let nobody = tokio::time::timeout(Duration::from_millis(1), listener.accept()).await;
         assert!(nobody.is_err(), "nobody connected");
     }
+
+    /// Answers with the SHA-256 of the certificate that it was shown.
+    async fn asking_for_certificates(ca: &rcgen::CertifiedIssuer<'static, rcgen::KeyPair>) -> Url {
+        use rustls::server::WebPkiClientVerifier;
+        use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, ca).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+        let server = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(verifier.build().unwrap())
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+            )
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    continue;
+                };
+                let shown = digest(&stream.get_ref().1.peer_certificates().unwrap()[0]);
+                // Nobody closes: whoever keeps connections could use this one again.
+                while stream.read(&mut [0; 4096]).await.is_ok_and(|read| read > 0) {
+                    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", shown.len());
+                    stream.write_all(head.as_bytes()).await.unwrap();
+                    stream.write_all(&shown).await.unwrap();
+                }
+            }
+        });
+        Url::parse(&format!("https://localhost:{port}/token")).unwrap()
+    }
+
+    fn digest(bytes: &[u8]) -> Vec<u8> {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+        digest.as_ref().to_vec()
+    }
+
+    #[tokio::test]
+    async fn a_client_certificate_is_shown_as_its_files_are_now() {
+        let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let ca = rcgen::CertifiedIssuer::self_signed(ca, rcgen::KeyPair::generate().unwrap()).unwrap();
+        let url = asking_for_certificates(&ca).await;
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("ca.pem"), ca.pem()).unwrap();
+        let issue = || {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let params = rcgen::CertificateParams::new(vec!["gate".to_owned()]).unwrap();
+            let certificate = params.signed_by(&key, &ca).unwrap();
+            for (name, text) in [("gate.pem", certificate.pem()), ("gate.key", key.serialize_pem())] {
+                std::fs::write(path("new"), text).unwrap();
+                std::fs::rename(path("new"), path(name)).unwrap();
+            }
+            digest(certificate.der())
+        };
+        let first = issue();
+        let (bundle, certificate, key) = (path("ca.pem"), path("gate.pem"), path("gate.key"));
+        let identity = Some((certificate.as_path(), key.as_path()));
+        let fetcher = Fetcher::new(Some(&bundle), identity, Reach::Named).unwrap();
+        let shown = async || {
+            let form = Request::form(url.clone(), Zeroizing::default());
+            fetcher.ask(form).await.map(|answered| answered.body.to_vec())
+        };
+        assert_eq!(shown().await.unwrap(), first);
+        let second = issue();
+        assert_eq!(shown().await.unwrap(), second);
+        // Half a rotation is none.
+        std::fs::write(&key, rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        assert_eq!(shown().await.unwrap(), second);
+        assert!(Fetcher::new(Some(&bundle), identity, Reach::Named).is_err());
+        // Without the bundle nobody is trusted; without a certificate nobody is served.
+        let stranger = Fetcher::new(None, None, Reach::Named).unwrap();
+        assert_eq!(stranger.get(&url).await, Err(FetchError::Unreachable));
+        let bare = Fetcher::new(Some(&bundle), None, Reach::Named).unwrap();
+        assert_eq!(bare.get(&url).await, Err(FetchError::Unreachable));
+    }
 }

@@ -12,6 +12,7 @@ mod conformance;
 mod crash;
 mod demo;
 mod gate;
+mod grants;
 mod hops;
 mod interop;
 mod issuers;
