@@ -4,8 +4,8 @@
 //! 2. Link-local addresses are never dialled, whatever a name resolves to: that is where clouds keep their metadata.
 //! 3. An address that somebody's document gives ([`Reach::Found`]) is public: what its name resolves to is looked at when
 //!    it is dialled, so that a name that changes in between (DNS rebinding) gains nothing (r26).
-//! 4. A document is followed through redirects on its own origin, three at most (r46); whatever carries a secret
-//!    ([`Fetcher::ask`]) is never redirected.
+//! 4. A document is followed through redirects on its own origin, three at most (r46), at an address that the operator
+//!    named; a stranger's isn't followed at all, and nothing that carries a secret ([`Fetcher::ask`]) is.
 //! 5. At most [`MAX_DOCUMENT`] bytes within [`TIMEOUT`], redirects and body included. No proxy, no cookies, and nothing
 //!    else from the environment.
 //! 6. A client certificate is read again when its files change, and connections made with it are not kept.

@@ -18,6 +18,10 @@ mod pending;
 mod registrar;
 pub mod registration;
 pub mod signer;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 pub mod token;
 pub(crate) mod watched;
 
@@ -185,36 +189,5 @@ impl Grant {
                 id_token: written.tokens.id_token.map(Secret::new),
             },
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_grant_survives_being_written() {
-        let grant = Grant {
-            issuer: "https://login.example".to_owned(),
-            token_endpoint: "https://login.example/token".parse().unwrap(),
-            revocation_endpoint: None,
-            resource: Some("https://mcp.example/mcp".to_owned()),
-            upstream: "https://mcp.example/mcp".to_owned(),
-            client: ClientRecord {
-                id: "gate".to_owned(),
-                secret: Some(Secret::new("s")),
-                secret_expires_at: Some(u64::MAX),
-                auth: AuthMethod::ClientSecretPost,
-            },
-            tokens: TokenSet {
-                access_token: Secret::new("a"),
-                refresh_token: Some(Secret::new("r")),
-                expires_at: None,
-                scopes: Some(vec!["x".to_owned()]),
-                id_token: None,
-            },
-        };
-        assert!(Grant::from_json(&grant.to_json()).as_ref() == Some(&grant));
-        assert!(Grant::from_json(b"{}").is_none());
     }
 }
