@@ -569,6 +569,19 @@ fn connection(section: &Section<'_>, directory: &Path) -> Option<Connection> {
             "drop registration, or client_id",
         );
     }
+    if let Some(Client {
+        proof: ClientProof::Basic(_) | ClientProof::Post(_),
+        ..
+    }) = &client
+        && !section.has("issuer")
+        && !section.has("token_endpoint")
+    {
+        section.error_at(
+            "client_secret",
+            "nothing says whose client this secret makes the gate, and the server must not",
+            "set issuer",
+        );
+    }
     let scopes = section.parsed_list("scopes", "Default: what the upstream asks for.", scope);
     let resource = resource(section);
     let parameters = parameters(section);

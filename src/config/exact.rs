@@ -266,6 +266,10 @@ fn diagnostics_are_these() {
             "p.yaml:2:82: routes.r.credential.token_file.client_id: this key is missing; endpoints by hand have nowhere to register: set the gate's client id\np.yaml:2:82: routes.r.credential.token_file.issuer: this key is missing; name the issuer that these endpoints are of: tokens are bound to it",
         ),
         (
+            "routes:\n  r: {path: /m, anonymous: true, upstream: 'http://h/', credential: {token_file: {path: t, client_id: i, client_secret: '${env:LONG}'}}}",
+            "p.yaml:2:121: routes.r.credential.token_file.client_secret: nothing says whose client this secret makes the gate, and the server must not; set issuer",
+        ),
+        (
             "routes:\n  r: {path: /m, anonymous: true, upstream: 'http://h/', credential: {assertion: {lifetime: 11m}}}",
             "p.yaml:2:69: routes.r.credential: there is nobody to vouch for; drop anonymous, or use another credential\np.yaml:2:92: routes.r.credential.assertion.lifetime: this is not a whole number of seconds up to 10m; 60s is a good value",
         ),
