@@ -3,10 +3,10 @@
 //! 1. The file is made with mode 0600 before SQLite sees it, and SQLite gives its log (`-wal`) and index (`-shm`) the same.
 //!    A file that others may read is refused.
 //! 2. One process at a time opens: the directory is locked meanwhile, so two don't both make the tables.
-//! 3. A damaged file is put aside, as `portcullis.db.corrupt-TIME` with its log, and never written over: it may be mended
-//!    (`sqlite3 FILE .recover`) or restored. The gateway then begins an empty one, for a gateway that doesn't start serves
+//! 3. A damaged file is put aside as it was found, as `portcullis.db.corrupt-TIME` with its log, and never written over: it
+//!    may be mended (`sqlite3 FILE .recover`). The gateway then begins an empty one, for a gateway that doesn't start serves
 //!    nobody, and who was connected can connect again. While another process has the file open nothing is moved.
-//! 4. While SQLite has the file open in this process it isn't opened otherwise: closing any descriptor of it would end
+//! 4. While SQLite has a sound file open in this process it isn't opened otherwise: closing any descriptor of it would end
 //!    SQLite's locks (<https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>).
 
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -17,18 +17,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
-use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection, SqliteConnection, SqlitePool};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::error::{Fault, StoreError};
+use super::error::{Fault, StoreError, cut};
 use super::{LIMIT, PATIENCE, Pool, schema};
 use crate::clock::Clock;
 
 const NAME: &str = "portcullis.db";
 /// Readers don't wait for the writer, and of writers there is one at a time anyway.
 const CONNECTIONS: u32 = 4;
-/// Files larger than this aren't read through at every start, which would take seconds.
+/// Of files larger than this only the beginning is read at a start: the whole would take seconds.
 const MAX_CHECKED: u64 = 256 * 1024 * 1024;
 const AGAIN: Duration = Duration::from_millis(10);
 
@@ -60,19 +60,8 @@ async fn open_file(path: &Path, clock: &Clock) -> Result<Pool, Fault> {
     lock(&opening).await?;
     let in_use = in_use(path).map_err(files)?;
     ready(path)?;
-    let (pool, put_aside) = match connect(path).await {
-        Err(Fault::Corrupt(why)) => {
-            let aside = quarantine(path, &in_use, &why, clock)?;
-            tracing::error!(
-                "{}: the file is damaged ({why}) and was put aside as {}; an empty one is begun, and who was connected must connect again, unless you stop the gateway and restore a backup",
-                path.display(),
-                aside.display()
-            );
-            ready(path)?;
-            (connect(path).await?, Some(aside))
-        }
-        other => (other?, None),
-    };
+    let put_aside = look(path, &in_use, clock).await?;
+    let pool = connect(path).await?;
     Ok(Pool::Sqlite {
         pool,
         put_aside,
@@ -107,8 +96,7 @@ fn in_use(path: &Path) -> io::Result<InUse> {
 
 /// Sees that a file is there that is nobody else's.
 fn ready(path: &Path) -> Result<(), Fault> {
-    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    match made {
+    match new(path) {
         Ok(file) => file.sync_all().map_err(files),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let found = path.symlink_metadata().map_err(files)?;
@@ -126,13 +114,10 @@ fn ready(path: &Path) -> Result<(), Fault> {
 }
 
 async fn connect(path: &Path) -> Result<SqlitePool, Fault> {
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(false)
+    let options = plain(path)
         .journal_mode(SqliteJournalMode::Wal)
         // An answer that a token is stored must hold after the power fails.
         .synchronous(SqliteSynchronous::Full)
-        .busy_timeout(PATIENCE)
         .pragma("trusted_schema", "OFF")
         .pragma("cell_size_check", "ON");
     let pool = SqlitePoolOptions::new()
@@ -142,26 +127,61 @@ async fn connect(path: &Path) -> Result<SqlitePool, Fault> {
         .test_before_acquire(false)
         .connect_with(options)
         .await?;
-    match check(&pool, path).await {
-        Ok(()) => Ok(pool),
-        Err(fault) => {
-            pool.close().await;
-            Err(fault)
-        }
-    }
+    schema::of_sqlite(&pool).await?;
+    Ok(pool)
 }
 
-async fn check(pool: &SqlitePool, path: &Path) -> Result<(), Fault> {
-    if path.symlink_metadata().map_err(files)?.len() <= MAX_CHECKED {
-        let (found,): (String,) = sqlx::query_as("PRAGMA quick_check(1)").fetch_one(pool).await?;
-        if found != "ok" {
-            return Err(Fault::Corrupt(super::error::cut(&found)));
-        }
-    }
-    schema::of_sqlite(pool).await
+fn plain(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(false)
+        .busy_timeout(PATIENCE)
 }
 
-fn quarantine(path: &Path, in_use: &InUse, why: &str, clock: &Clock) -> Result<PathBuf, Fault> {
+/// Looks through the file; where it was put, if it was damaged.
+async fn look(path: &Path, in_use: &InUse, clock: &Clock) -> Result<Option<PathBuf>, Fault> {
+    let large = path.symlink_metadata().map_err(files)?.len() > MAX_CHECKED;
+    let sql = if large {
+        "SELECT CASE WHEN COUNT(*) >= 0 THEN 'ok' END FROM sqlite_master"
+    } else {
+        "PRAGMA quick_check(1)"
+    };
+    // By a connection that asks for nothing else: one that finds the file damaged while it is made is closed at once, and
+    // closing writes the log into the file. What is put aside is copied before that.
+    let mut connection = SqliteConnection::connect_with(&plain(path)).await?;
+    let said: Result<(String,), _> = sqlx::query_as(sql).fetch_one(&mut connection).await;
+    let why = match said {
+        Ok((said,)) if said == "ok" => None,
+        Ok((said,)) => Some(cut(&said)),
+        Err(error) => match Fault::from(error) {
+            Fault::Corrupt(why) => Some(why),
+            fault => return Err(fault),
+        },
+    };
+    let aside = why.as_ref().map(|why| put_aside(path, in_use, why, clock)).transpose();
+    let _ = connection.close().await;
+    let Some(aside) = aside? else {
+        return Ok(None);
+    };
+    tracing::error!(
+        "{path}: the file is damaged ({why}); it was put aside as {aside}, and an empty one is begun: who was connected must connect again, unless you stop the gateway and restore a backup",
+        path = path.display(),
+        why = why.unwrap_or_default(),
+        aside = aside.display()
+    );
+    // The log first: were the gateway killed in between, an empty file would meet another's log.
+    for suffix in ["-wal", "-shm", ""] {
+        match std::fs::remove_file(beside(path, suffix)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(files(error)),
+            _ => {}
+        }
+    }
+    ready(path)?;
+    Ok(Some(aside))
+}
+
+/// Copies the file and its log to a name that nobody has.
+fn put_aside(path: &Path, in_use: &InUse, why: &str, clock: &Clock) -> Result<PathBuf, Fault> {
     if flock(&in_use.0, FlockOperation::NonBlockingLockExclusive).is_err() {
         return Err(Fault::CorruptInUse(why.to_owned()));
     }
@@ -175,12 +195,15 @@ fn quarantine(path: &Path, in_use: &InUse, why: &str, clock: &Clock) -> Result<P
         .map(|suffix| beside(path, &suffix))
         .find(|aside| aside.symlink_metadata().is_err())
         .ok_or_else(|| Fault::Corrupt(why.to_owned()))?;
-    // The log first: were the gateway killed in between, the file would meet an empty log and not another's.
-    for suffix in ["-wal", "-shm", ""] {
-        match std::fs::rename(beside(path, suffix), beside(&aside, suffix)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(files(error)),
-            _ => {}
-        }
+    for suffix in ["", "-wal"] {
+        let mut from = match File::open(beside(path, suffix)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened.map_err(files)?,
+        };
+        let mut to = new(&beside(&aside, suffix)).map_err(files)?;
+        io::copy(&mut from, &mut to)
+            .and_then(|_| to.sync_all())
+            .map_err(files)?;
     }
     let directory = path.parent().expect("the path was joined to a directory");
     File::open(directory)
@@ -188,6 +211,10 @@ fn quarantine(path: &Path, in_use: &InUse, why: &str, clock: &Clock) -> Result<P
         .map_err(files)?;
     flock(&in_use.0, FlockOperation::LockShared).map_err(|error| files(error.into()))?;
     Ok(aside)
+}
+
+fn new(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {

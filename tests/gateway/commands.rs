@@ -16,7 +16,7 @@ use super::upstream::{Upstream, event, stream};
 
 const SOON: Duration = Duration::from_secs(20);
 
-fn portcullis(directory: &Path, arguments: &[&str]) -> Command {
+pub fn portcullis(directory: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
     command
         .args(arguments)

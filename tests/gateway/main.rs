@@ -16,6 +16,7 @@ mod grants;
 mod hops;
 mod interop;
 mod issuers;
+mod keys;
 mod limits;
 mod mirror;
 mod postgres;
