@@ -156,3 +156,86 @@ fn page_of(journey: &Journey) -> Option<&str> {
     identity.login.as_ref()?;
     Some(&route.connect_page)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mcp::{Payload, parse};
+
+    #[test]
+    fn our_answer_is_taken_out_and_everything_else_stays() {
+        let others = r#""inputResponses":{"theirs":{"action":"accept"}}"#;
+        for (params, rest, consent) in [
+            (
+                r#"{"name":"t","inputResponses":{"portcullis/connect":{"action":"accept"}},"requestState":"s"}"#
+                    .to_owned(),
+                r#"{"name":"t","requestState":"s"}"#.to_owned(),
+                Consent::Given,
+            ),
+            (
+                r#"{"inputResponses":{"portcullis\/connect":{"action":"decline"},"theirs":{"action":"accept"}}}"#
+                    .to_owned(),
+                format!("{{{others}}}"),
+                Consent::Declined,
+            ),
+            (
+                r#"{"inputResponses":{"portcullis/connect":{"action":"cancel"}}}"#.to_owned(),
+                "{}".to_owned(),
+                Consent::Declined,
+            ),
+            // What can't be read is no consent, and nobody else's either.
+            (
+                r#"{"inputResponses":{"portcullis/connect":7}}"#.to_owned(),
+                "{}".to_owned(),
+                Consent::Declined,
+            ),
+        ] {
+            let message =
+                |params: &str| format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{params}}}"#);
+            let (taken, said) = taken(&message(&params).into()).expect(&params);
+            assert_eq!(taken, message(&rest));
+            assert_eq!(said, consent, "{params}");
+        }
+        for params in [
+            r#"{"inputResponses":{"theirs":{"action":"accept"}}}"#,
+            r#"{"inputResponses":7}"#,
+            r#"{"arguments":{"inputResponses":{"portcullis/connect":{"action":"accept"}}}}"#,
+        ] {
+            let message = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{params}}}"#);
+            assert!(taken(&message.into()).is_none(), "{params}");
+        }
+    }
+
+    #[test]
+    fn only_url_mode_is_declared_by_url_mode() {
+        let declared = |method: &str, params: &str| {
+            let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{params}}}"#);
+            match parse(&body.into()).expect(params) {
+                Payload::Single(message) => declares(&message),
+                Payload::Batch(_) => panic!("a batch"),
+            }
+        };
+        for (capabilities, expected) in [
+            (r#"{"elicitation":{"url":{}}}"#, true),
+            (r#"{"elicitation":{"form":{},"url":{}}}"#, true),
+            (r#"{"elicitation":{"form":{}}}"#, false),
+            (r#"{"elicitation":{}}"#, false),
+            (r#"{"sampling":{"url":{}}}"#, false),
+            ("{}", false),
+        ] {
+            let modern = format!(
+                r#"{{"_meta":{{"io.modelcontextprotocol/protocolVersion":"2026-07-28","{CLIENT_CAPABILITIES}":{capabilities}}}}}"#
+            );
+            assert_eq!(declared("tools/call", &modern), expected, "{modern}");
+            let legacy = format!(r#"{{"protocolVersion":"2025-11-25","capabilities":{capabilities}}}"#);
+            assert_eq!(declared("initialize", &legacy), expected, "{legacy}");
+            // What any other request says of its client it says to the server.
+            assert!(!declared("tools/call", &legacy));
+        }
+    }
+
+    #[test]
+    fn a_routes_name_is_escaped_in_its_page() {
+        assert_eq!(page("https://g", "a&b=c d"), "https://g/connect?route=a%26b%3Dc+d");
+    }
+}

@@ -107,3 +107,29 @@ pub fn person(principal: &Principal) -> [u8; 32] {
     }
     hash.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_says_whether_its_client_opens_pages_and_one_of_before_does_not() {
+        let (sealer, principal) = (Sealer::new(&[]), Principal::default());
+        for opens_pages in [true, false] {
+            let session = Session {
+                endpoint: EndpointId::from("AAAAAAAAAAAA"),
+                upstream: "theirs".to_owned(),
+                opens_pages,
+            };
+            let sealed = session.seal(&sealer, "notes", &principal).expect("it is short");
+            assert_eq!(Session::open(&sealer, &sealed, "notes", &principal), Some(session));
+            let bridged = Session::bridged(&[7; 16], opens_pages);
+            assert_eq!(bridged.bridge_key(), Some([7; 16]));
+        }
+        let mut before = person(&principal).to_vec();
+        before.extend_from_slice(b"\x05notes\x0cAAAAAAAAAAAAtheirs");
+        let sealed = sealer.seal(Purpose::Session, &before).expect("it is short");
+        let opened = Session::open(&sealer, &sealed, "notes", &principal).expect("it is known");
+        assert!(!opened.opens_pages && opened.upstream == "theirs", "{opened:?}");
+    }
+}

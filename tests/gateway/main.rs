@@ -9,6 +9,7 @@ mod callers;
 mod certificates;
 mod commands;
 mod conformance;
+mod connect_refusal;
 mod crash;
 mod demo;
 mod gate;
