@@ -146,7 +146,7 @@ impl Intake {
         if !is_json(&parts.headers) {
             return Err(Rejection::UnsupportedMediaType);
         }
-        let mut body = self.read(&parts.headers, body, route.config.body_limit).await?;
+        let mut body = read(&parts.headers, body, route.config.body_limit, self.body_timeout).await?;
         let mut payload = parse(&body).map_err(Rejection::Envelope)?;
         let era = match door {
             Door::Mcp => agree(&parts.headers, &payload),
@@ -182,25 +182,28 @@ impl Intake {
             form,
         }))
     }
+}
 
-    async fn read<B>(&self, headers: &HeaderMap, body: B, limit: usize) -> Result<Bytes, Rejection>
-    where
-        B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BodyError>,
-    {
-        let announced = headers
-            .get(CONTENT_LENGTH)
-            .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if announced.is_some_and(|length| length > limit as u64) {
-            return Err(Rejection::BodyTooLarge { limit });
-        }
-        let whole = tokio::time::timeout(self.body_timeout, whole(Limited::new(body, limit))).await;
-        match whole {
-            Ok(Ok(body)) => Ok(body),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Rejection::BodyTooLarge { limit }),
-            Ok(Err(_)) => Err(Rejection::BodyBroken),
-            Err(_) => Err(Rejection::BodyTimeout),
-        }
+/// A request's body, within so many bytes and this time.
+///
+/// # Errors
+/// It is longer, slower, or ends early.
+pub async fn read<B>(headers: &HeaderMap, body: B, limit: usize, patience: Duration) -> Result<Bytes, Rejection>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BodyError>,
+{
+    let announced = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > limit as u64) {
+        return Err(Rejection::BodyTooLarge { limit });
+    }
+    match tokio::time::timeout(patience, whole(Limited::new(body, limit))).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Rejection::BodyTooLarge { limit }),
+        Ok(Err(_)) => Err(Rejection::BodyBroken),
+        Err(_) => Err(Rejection::BodyTimeout),
     }
 }
 

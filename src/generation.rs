@@ -26,6 +26,7 @@ use crate::authn::{AuthEvent, Authenticator, RouteAuth};
 use crate::bridge::Bridge;
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::connect::{self, ConnectLayer, Pages};
 use crate::credential::{Connections, CredentialSource, Making};
 use crate::edge::Body;
 use crate::edge::access::Front;
@@ -34,6 +35,7 @@ use crate::gateway::StartError;
 use crate::limit::Limits;
 use crate::listener::Incoming;
 use crate::metadata::{self, Mirrors, ProtectedResource, WellKnown, WellKnownLayer};
+use crate::oauth::registration;
 use crate::oauth::signer::Signer;
 use crate::rights::Rights;
 use crate::route::Route;
@@ -118,6 +120,21 @@ impl Generation {
         let routes = routes(config, &url, &signer, metrics, limits, clock, connections, served)?;
         let signers = routes.iter().filter_map(|route| route.credential.signer());
         let jwks = Signer::jwks([&*signer].into_iter().chain(signers));
+        let pages = match connections {
+            None => None,
+            Some(connections) => Pages::new(connect::Parts {
+                public_url: url.clone(),
+                routes: routes.clone(),
+                identities: config.identities.clone(),
+                authenticator: authenticator.clone(),
+                connections: connections.clone(),
+                sealer: sealer.clone(),
+                audit: audit.clone(),
+                clock: clock.clone(),
+                body_timeout: config.listen.limits.body_timeout,
+            })
+            .map_err(|(key, error)| StartError::at(&key, error))?,
+        };
         let front = stack(Parts {
             metrics: metrics.clone(),
             audit: audit.clone(),
@@ -131,6 +148,7 @@ impl Generation {
                 &mirrors,
                 jwks,
             ),
+            pages: ConnectLayer::new(pages.map(Arc::new)),
             routes: routes.clone(),
             authenticator: authenticator.clone(),
             sealer: sealer.clone(),
@@ -206,7 +224,11 @@ impl Service<Incoming> for Entrance {
     }
 }
 
-fn sealer(config: &Config, own: &ArcSwapOption<Sealer>) -> Result<Arc<Sealer>, StartError> {
+/// The keys that seal: those configured, or the gateway's own.
+///
+/// # Errors
+/// Its own can't be read.
+pub(crate) fn sealer(config: &Config, own: &ArcSwapOption<Sealer>) -> Result<Arc<Sealer>, StartError> {
     if !config.state.seal_keys.is_empty() {
         return Ok(Arc::new(Sealer::new(&config.state.seal_keys)));
     }
@@ -377,7 +399,11 @@ fn well_known(url: &str, routes: &[Arc<Route>], certificates: bool, mirrors: &Mi
             dpop: route.dpop(),
             certificates,
         });
-    WellKnownLayer::new(Arc::new(WellKnown::new(documents, mirrors, jwks)))
+    let mut documents = WellKnown::new(documents, mirrors, jwks);
+    if routes.iter().any(|route| route.credential.kind() == "connection") {
+        documents.publish("/connect/client.json", registration::client_metadata(url));
+    }
+    WellKnownLayer::new(Arc::new(documents))
 }
 
 /// The hosts a request may name: the public one, those allowed, and loopback's own names when bound there.

@@ -10,6 +10,7 @@
 //! | request id, span, access log, rescue | [`edge`] | what a failure looks like to the client: the only place that picks a status |
 //! | Host, Origin, CORS, limits | [`edge`] | which requests are looked at at all |
 //! | well-known documents | [`metadata`] | where clients learn who issues tokens; before authentication |
+//! | the users' pages | [`connect`] | in browsers: who signs in, and connects which account; before authentication |
 //! | path to route | [`route`] | which MCP endpoint is meant |
 //! | bearer to principal | [`authn`] | who is calling, or a 401 with a challenge |
 //! | body to call | [`call`], [`mcp`] | what is asked: JSON-RPC envelope, era, header agreement |
@@ -31,6 +32,7 @@ pub mod call;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod connect;
 pub mod credential;
 pub mod edge;
 pub mod gateway;

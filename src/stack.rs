@@ -9,6 +9,7 @@ use crate::authn::{Authenticator, AuthnCheck};
 use crate::call::Intake;
 use crate::clock::Clock;
 use crate::config::{ListenLimits, Network};
+use crate::connect::ConnectLayer;
 use crate::credential::CredentialCheck;
 use crate::edge::CheckLayer;
 use crate::edge::access::{AccessLayer, Front};
@@ -34,6 +35,7 @@ pub struct Parts {
     pub hosts: Vec<String>,
     pub origins: Vec<String>,
     pub well_known: WellKnownLayer,
+    pub pages: ConnectLayer,
     pub routes: Vec<Arc<Route>>,
     pub authenticator: Arc<Authenticator>,
     pub sealer: Arc<Sealer>,
@@ -55,6 +57,7 @@ pub fn stack(parts: Parts) -> Arc<dyn Front> {
         hosts,
         origins,
         well_known,
+        pages,
         routes,
         authenticator,
         sealer,
@@ -83,6 +86,8 @@ pub fn stack(parts: Parts) -> Arc<dyn Front> {
         .layer(CheckLayer::new(HostCheck::new(hosts, named)))
         // Clients read these to learn how to authenticate, and browsers from any page: before Origin and bearer.
         .layer(well_known)
+        // People's browsers, with cookies instead of bearers and rules of their own about origins.
+        .layer(pages)
         // Preflights carry no token, so they are answered before anyone is asked for one.
         .layer(OriginLayer::new(origins))
         // Everything from here on is a route's to decide.

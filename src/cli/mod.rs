@@ -1,11 +1,15 @@
 //! The commands, one file each. Data goes to stdout, talk to stderr; exit codes are 0 good, 1 failed, 2 misused.
 
+mod account;
 mod check;
+mod connect;
 mod credential;
 pub mod demo;
+mod disconnect;
 mod explain;
 mod keys;
 mod serve;
+mod status;
 mod token;
 
 use std::process::ExitCode;
@@ -28,6 +32,9 @@ enum Command {
     Explain(explain::Explain),
     Token(token::Token),
     Keys(keys::Keys),
+    Connect(connect::Connect),
+    Disconnect(disconnect::Disconnect),
+    Status(status::Status),
 }
 
 /// Runs the command line.
@@ -52,6 +59,9 @@ pub fn run() -> ExitCode {
         Command::Explain(explain) => runtime.block_on(explain.run()),
         Command::Token(token) => runtime.block_on(token.run()),
         Command::Keys(keys) => runtime.block_on(keys.run()),
+        Command::Connect(connect) => runtime.block_on(connect.run()),
+        Command::Disconnect(disconnect) => runtime.block_on(disconnect.run()),
+        Command::Status(status) => runtime.block_on(status.run()),
     };
     // A command that has ended has said all it had to: nothing is waited for here.
     runtime.shutdown_background();

@@ -78,7 +78,10 @@ mod tests {
     use super::*;
 
     fn headers(values: &[&'static str]) -> HeaderMap {
-        values.iter().map(|value| (COOKIE, HeaderValue::from_static(value))).collect()
+        values
+            .iter()
+            .map(|value| (COOKIE, HeaderValue::from_static(value)))
+            .collect()
     }
 
     #[test]

@@ -143,7 +143,10 @@ mod tests {
             text("<a href=\"x\" class='y'>&amp;</a>").to_string(),
             "&lt;a href=&quot;x&quot; class=&#39;y&#39;&gt;&amp;amp;&lt;/a&gt;"
         );
-        assert_eq!(text("a\u{202e}b\r\nc\0\u{200f}").to_string(), "a\u{fffd}b\u{fffd}\u{fffd}c\u{fffd}\u{fffd}");
+        assert_eq!(
+            text("a\u{202e}b\r\nc\0\u{200f}").to_string(),
+            "a\u{fffd}b\u{fffd}\u{fffd}c\u{fffd}\u{fffd}"
+        );
         assert_eq!(text("Zoë 佐藤").to_string(), "Zoë 佐藤");
         assert_eq!(text(&"é".repeat(300)).to_string(), format!("{}…", "é".repeat(200)));
         assert_eq!(whole(&"é".repeat(300)).to_string(), "é".repeat(300));

@@ -189,7 +189,10 @@ mod tests {
         ] {
             assert!(open(&other, 100).is_none());
         }
-        assert!(Visitor::open(&Sealer::new(&[]), &cookie, [&corp], 100).is_none(), "another gate's");
+        assert!(
+            Visitor::open(&Sealer::new(&[]), &cookie, [&corp], 100).is_none(),
+            "another gate's"
+        );
         let session = sealer.seal(Purpose::Session, b"x").unwrap();
         assert!(Visitor::open(&sealer, &session, [&corp], 100).is_none());
     }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::authn::AuthnError;
 use crate::bridge::map::MapError;
+use crate::connect::refusal::ConnectError;
 use crate::credential::CredentialError;
 use crate::limit::Limited;
 use crate::mcp::{AgreementError, EnvelopeError, Id};
@@ -91,6 +92,14 @@ pub enum Rejection {
     // The issuer's.
     #[error(transparent)]
     Mirror(#[from] MirrorError),
+
+    /// On the users' pages: a browser reads the answer.
+    #[error("{error}")]
+    Connect {
+        /// What the audit log calls what was asked for.
+        action: &'static str,
+        error: Box<ConnectError>,
+    },
 
     // The gateway's and the upstream's.
     #[error(transparent)]

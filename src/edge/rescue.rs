@@ -28,6 +28,7 @@ use crate::bridge::map::MapError;
 use crate::bridge::opening;
 use crate::config::Denials;
 use crate::credential::CredentialError;
+use crate::connect::refusal::What;
 use crate::mcp::{self, AgreementError, Era, Id, Kind, codes};
 use crate::metadata::MirrorError;
 use crate::policy::Decision;
@@ -120,6 +121,10 @@ async fn record(audit: &Audit, journey: &Journey, rejection: &Rejection) {
         Rejection::UnsupportedMediaType => "media_type",
         Rejection::MethodNotAllowed { .. } => "method",
         Rejection::Limited(limited) => limited.limit.label(),
+        Rejection::Connect { error, .. } => {
+            tracing::info!(request_id = journey.request_id.as_str(), %error, "a page was refused");
+            error.what.reason()
+        }
         // Counted; a line each would be the next load.
         Rejection::Overloaded => return,
         // The call's own ending has spoken, and the user is told what to do.
@@ -140,6 +145,9 @@ async fn record(audit: &Audit, journey: &Journey, rejection: &Rejection) {
     if let Ok(slot) = audit.reserve().await {
         let mut line = reply::line(journey, only, None);
         line.decision = AuditDecision::Deny;
+        if let Rejection::Connect { action, .. } = rejection {
+            line.method = action;
+        }
         line.reason = reason;
         line.outcome = Outcome::Denied.as_str();
         line.duration = journey.started.elapsed();
@@ -300,11 +308,37 @@ fn failure(rejection: &Rejection, journey: &Journey) -> Failure {
         },
         Rejection::Upstream(UpstreamError::Timeout { .. }) => plain(S::GATEWAY_TIMEOUT, codes::TIMEOUT),
         Rejection::Upstream(_) | Rejection::UpstreamNonsense(_) => plain(S::BAD_GATEWAY, codes::BAD_GATEWAY),
+        Rejection::Connect { error, .. } => page(rejection, error.what),
         Rejection::AuditStalled => Failure {
             retry_after: Some(1),
             ..plain(S::SERVICE_UNAVAILABLE, codes::UNAVAILABLE)
         },
         Rejection::Panic => plain(S::INTERNAL_SERVER_ERROR, 50_000),
+    }
+}
+
+/// Of the users' pages.
+fn page(rejection: &Rejection, what: What) -> Failure {
+    use StatusCode as S;
+    let plain = |status: StatusCode| Failure::new(status, i64::from(status.as_u16()) * 100, rejection);
+    let later = |seconds| Failure {
+        retry_after: Some(seconds),
+        ..plain(S::SERVICE_UNAVAILABLE)
+    };
+    match what {
+        What::Method { allow } => Failure {
+            allow: Some(allow),
+            ..plain(S::METHOD_NOT_ALLOWED)
+        },
+        What::Malformed | What::ForeignSignIn | What::ForeignLogin => plain(S::BAD_REQUEST),
+        What::TooLarge => plain(S::PAYLOAD_TOO_LARGE),
+        What::ForeignForm | What::StaleForm | What::SignedOut | What::SignInRefused | What::LoginRefused => {
+            plain(S::FORBIDDEN)
+        }
+        What::UnknownUpstream | What::UnknownIdentity => plain(S::NOT_FOUND),
+        What::TooMany => later(600),
+        What::SignInUnusable | What::LoginUnusable => plain(S::BAD_GATEWAY),
+        What::IssuerUnavailable | What::LoginUnavailable | What::StoreUnavailable | What::AuditStalled => later(10),
     }
 }
 
@@ -389,9 +423,10 @@ pub fn message_to(rejection: &Rejection, journey: &Journey, id: Option<&Id>) -> 
 /// The response for a rejection, in the form this client survives.
 pub fn answer(rejection: &Rejection, journey: &Journey) -> Response<Body> {
     let failure = failure(rejection, journey);
-    let mut response = match journey.call.get() {
-        Some(call) => form(rejection, &failure, call, journey),
-        None => with_status(&failure, error(&failure, envelope_id(rejection))),
+    let mut response = match (rejection, journey.call.get()) {
+        (Rejection::Connect { error, .. }, _) => error.respond(failure.status, journey.request_id.as_str()),
+        (_, Some(call)) => form(rejection, &failure, call, journey),
+        (_, None) => with_status(&failure, error(&failure, envelope_id(rejection))),
     };
     let refused = response.status().is_client_error();
     let headers = response.headers_mut();

@@ -71,6 +71,12 @@ impl WellKnown {
         Self { hosts }
     }
 
+    /// Besides, a document of the gateway itself, on the hosts that no route names.
+    pub fn publish(&mut self, path: &str, document: Bytes) {
+        let ours = self.hosts.entry(None).or_default();
+        ours.0.insert(path.to_owned(), Document::Ours(document));
+    }
+
     fn at(&self, host: Option<&Arc<str>>, path: &str) -> Option<&Document> {
         let documents = self.hosts.get(&host.cloned())?;
         documents.0.get(path.strip_suffix('/').unwrap_or(path))
@@ -305,6 +311,18 @@ mod tests {
             assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED);
             assert_eq!(refused.headers()[ALLOW], METHODS);
         }
+    }
+
+    #[test]
+    fn the_gateways_own_documents_are_there_for_anyone() {
+        let mut documents = WellKnown::new([], &Mirrors::default());
+        documents.publish("/connect/client.json", Bytes::from_static(b"{}"));
+        let path = |host: Option<&str>| documents.at(host.map(Arc::from).as_ref(), "/connect/client.json");
+        assert!(matches!(path(None), Some(Document::Ours(_))));
+        assert!(
+            path(Some("notes.example.com")).is_none(),
+            "a route's host has the route's"
+        );
     }
 
     #[tokio::test]

@@ -68,32 +68,32 @@ pub enum CallbackError {
 }
 
 /// 256 random bits that stand in a URL.
-pub(super) fn random() -> Secret {
+pub(crate) fn random() -> Secret {
     let mut bytes = Zeroizing::new([0; 32]);
     rand::fill(&mut *bytes).expect("the system's random source works");
     Secret::new(URL_SAFE_NO_PAD.encode(*bytes))
 }
 
 /// RFC 7636 section 4.2, S256.
-pub(super) fn code_challenge(verifier: &Secret) -> String {
+pub(crate) fn code_challenge(verifier: &Secret) -> String {
     URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, verifier.expose().as_bytes()))
 }
 
 /// What an authorization request asks for.
-pub(super) struct Request<'a> {
-    pub(super) client_id: &'a str,
-    pub(super) redirect_uri: &'a str,
-    pub(super) state: &'a str,
-    pub(super) verifier: &'a Secret,
-    pub(super) scopes: &'a [String],
-    pub(super) resource: Option<&'a str>,
+pub(crate) struct Request<'a> {
+    pub(crate) client_id: &'a str,
+    pub(crate) redirect_uri: &'a str,
+    pub(crate) state: &'a str,
+    pub(crate) verifier: &'a Secret,
+    pub(crate) scopes: &'a [String],
+    pub(crate) resource: Option<&'a str>,
     /// The configuration's own, which are none of the others.
-    pub(super) parameters: &'a [(String, String)],
+    pub(crate) parameters: &'a [(String, String)],
 }
 
 impl Request<'_> {
     /// Where the browser goes. The endpoint's own query stays (RFC 6749 section 3.1).
-    pub(super) fn url(&self, endpoint: &Url) -> Url {
+    pub(crate) fn url(&self, endpoint: &Url) -> Url {
         let mut url = endpoint.clone();
         url.set_fragment(None);
         let mut query = url.query_pairs_mut();
@@ -119,18 +119,18 @@ impl Request<'_> {
 
 /// What a login remembers of its issuer until the answer comes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Expected<'a> {
-    pub(super) state: &'a str,
-    pub(super) issuer: &'a str,
+pub(crate) struct Expected<'a> {
+    pub(crate) state: &'a str,
+    pub(crate) issuer: &'a str,
     /// `authorization_response_iss_parameter_supported`.
-    pub(super) iss_promised: bool,
+    pub(crate) iss_promised: bool,
 }
 
 /// The code in the query of an answer.
 ///
 /// # Errors
 /// The answer isn't this login's, or says no.
-pub(super) fn code(query: &str, expected: &Expected<'_>) -> Result<Secret, CallbackError> {
+pub(crate) fn code(query: &str, expected: &Expected<'_>) -> Result<Secret, CallbackError> {
     let answer = Answer::read(query)?;
     let state = answer.state.ok_or(CallbackError::State)?;
     constant_time::verify_slices_are_equal(state.as_bytes(), expected.state.as_bytes())
@@ -194,7 +194,7 @@ impl Answer {
 }
 
 /// What may be shown of an issuer's words; `None` when that is nothing.
-pub(super) fn shown(text: &str) -> Option<String> {
+pub(crate) fn shown(text: &str) -> Option<String> {
     let shown: String = text
         .chars()
         .filter(|char| matches!(char, ' '..='~'))

@@ -11,6 +11,7 @@ mod commands;
 mod conformance;
 mod connect_refusal;
 mod crash;
+mod connect;
 mod demo;
 mod gate;
 mod grants;

@@ -1,0 +1,170 @@
+//! What the commands about people's connections share: whose account it is, and at which service.
+//!
+//! 1. They work on the gateway's own store, beside a running gateway or without one.
+//! 2. A person is whom a token is about, checked as the gateway checks it, or whom the operator names: the one is for
+//!    people, who have a token, the other for whoever may read the store anyway.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::credential::{self, Deciders};
+use crate::authn::Principal;
+use crate::config::{self, Config, Credential, KeySource};
+use crate::credential::{Connections, Person};
+use crate::generation;
+use crate::oauth::login::Login;
+use crate::store::{Store, StoreError};
+use crate::telemetry::Metrics;
+
+/// A route, and whose connection there.
+#[derive(Debug, Args)]
+pub struct Account {
+    /// The route's name in the configuration
+    pub route: String,
+    /// The configuration file
+    #[arg(long, short, default_value = "portcullis.yaml")]
+    config: PathBuf,
+    /// A file with a token that the route takes: the connection is of whom it is about
+    #[arg(long, value_name = "FILE", conflicts_with = "subject")]
+    token_file: Option<PathBuf>,
+    /// The person's subject, as the identity's tokens name it
+    #[arg(long)]
+    subject: Option<String>,
+    /// Whose subject that is; needed where the route takes several identities
+    #[arg(long, requires = "subject")]
+    identity: Option<String>,
+}
+
+/// An account whose route and person are known.
+pub struct Known {
+    pub deciders: Deciders,
+    pub connections: Arc<Connections>,
+    pub login: Login,
+    pub person: Person,
+    /// As the tokens name them.
+    pub subject: String,
+}
+
+impl Known {
+    /// Where everything is kept.
+    pub fn store(&self) -> &Store {
+        self.connections.store()
+    }
+
+    /// Scopes that a service asked for besides, since the last login.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn wanted(&self, route: &str) -> Result<Vec<String>, StoreError> {
+        Ok(self.connections.state(route, &self.person).await?.wanted)
+    }
+}
+
+impl Account {
+    /// Finds out who is meant, and opens the store.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration or the arguments, for people.
+    pub async fn open(&self) -> Result<Known, String> {
+        let deciders = Deciders::load(&self.config)?;
+        let route = deciders.route(&self.route)?.clone();
+        let Credential::Connection(connection) = &route.config.credential else {
+            return Err(format!(
+                "nobody connects to route {:?}: its credential is {}, not connection",
+                self.route,
+                route.credential.kind()
+            ));
+        };
+        let principal = match (&self.token_file, &self.subject) {
+            (Some(file), _) => {
+                let token = credential::token(Some(file))?;
+                let weighed = deciders.authenticator.weigh(&route.auth, &token).await;
+                let refused = |error| {
+                    format!(
+                        "the token in {} is not good on route {:?}: {error}",
+                        file.display(),
+                        self.route
+                    )
+                };
+                weighed.outcome.map_err(refused)?
+            }
+            (None, Some(subject)) => Arc::new(self.named(&route.config, subject)?),
+            (None, None) => {
+                return Err(
+                    "whose account? Name a file with their token (--token-file) or their subject (--subject)"
+                        .to_owned(),
+                );
+            }
+        };
+        let person = Person::of(&principal).ok_or("the token is nobody's: the route lets callers in without one")?;
+        let store = store(&deciders.config).await?;
+        let public_url = generation::public_url(&deciders.config, deciders.config.listen.address);
+        let login = Login::new(
+            connection,
+            &route.config.upstream,
+            &public_url,
+            store.clone(),
+            deciders.clock.clone(),
+        )
+        .map_err(|error| format!("routes.{}.credential.connection: {error}", self.route))?;
+        let connections = Connections::new(store, deciders.clock.clone(), Metrics::new());
+        Ok(Known {
+            connections,
+            login,
+            person,
+            subject: principal.subject.clone(),
+            deciders,
+        })
+    }
+
+    /// Somebody of one of the route's identities.
+    fn named(&self, route: &config::Route, subject: &str) -> Result<Principal, String> {
+        let names = || {
+            let names: Vec<&str> = route.identities.iter().map(|identity| &*identity.name).collect();
+            names.join(", ")
+        };
+        let identity = match (&self.identity, &*route.identities) {
+            (Some(name), all) => all.iter().find(|identity| *identity.name == **name).ok_or_else(|| {
+                format!(
+                    "route {:?} does not take identity {name:?}; it takes: {}",
+                    self.route,
+                    names()
+                )
+            })?,
+            (None, [only]) => only,
+            (None, _) => {
+                return Err(format!(
+                    "whose subject is {subject:?}? Say --identity, one of: {}",
+                    names()
+                ));
+            }
+        };
+        // What these go by is no issuer's `iss`; it is written where they are let in.
+        if matches!(identity.keys, KeySource::ApiKeys(_) | KeySource::ClientCertificates(_)) {
+            return Err(format!(
+                "identity {:?} has no issuer whose subjects could be named: use --token-file with their API key, or connect \
+                 in a browser",
+                identity.name
+            ));
+        }
+        Ok(Principal {
+            identity: Some(identity.name.clone()),
+            issuer: identity.issuer.clone(),
+            subject: subject.to_owned(),
+            ..Principal::default()
+        })
+    }
+}
+
+/// The gateway's store.
+///
+/// # Errors
+/// It can't be opened, for people.
+pub async fn store(config: &Config) -> Result<Store, String> {
+    let sealer = generation::sealer(config, &arc_swap::ArcSwapOption::empty()).map_err(|error| error.to_string())?;
+    let clock = crate::clock::Clock::system();
+    let opened = Store::open(&config.state, sealer, clock).await;
+    opened.map_err(|error| error.to_string())
+}

@@ -1,0 +1,61 @@
+//! `portcullis disconnect`: forgets a person's connection, and tells the service so.
+//!
+//! Exit codes: 0 when nothing is left of it, 1 when that failed, 2 misused or no good configuration.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::account::Account;
+use crate::connect::pending;
+
+/// Forget a person's connection at a service
+///
+/// The tokens are removed from the store and, where the service takes revocations, revoked there (RFC 7009). A running
+/// gateway refuses the person's next call on the route until they connect again. A login under way ends, too.
+///
+/// Exit codes: 0 disconnected, or there was nothing to disconnect; 1 failed; 2 misused or no good configuration.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  portcullis disconnect linear --token-file ~/.mcp-token\n  \
+                        portcullis disconnect linear --subject ada --identity corp"
+)]
+pub struct Disconnect {
+    #[command(flatten)]
+    account: Account,
+}
+
+impl Disconnect {
+    /// Disconnects, or says why not.
+    pub async fn run(self) -> ExitCode {
+        let known = match self.account.open().await {
+            Ok(known) => known,
+            Err(error) => {
+                eprintln!("{error}");
+                return ExitCode::from(2);
+            }
+        };
+        let route = &self.account.route;
+        let forgotten = async {
+            pending::clear(known.store(), route, known.person.as_str(), None).await?;
+            known.connections.forget(route, &known.person).await
+        };
+        match forgotten.await {
+            Ok((true, grant)) => {
+                if let Some(grant) = grant {
+                    known.login.revoke(&grant).await;
+                }
+                eprintln!("Disconnected: {route} for {}.", known.subject);
+                ExitCode::SUCCESS
+            }
+            Ok((false, _)) => {
+                eprintln!("There was nothing to disconnect: {route} for {}.", known.subject);
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("Not disconnected: {error}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
