@@ -345,7 +345,9 @@ impl Pages {
         })?;
         let visitor = Visitor::begin(&sign_in.identity, &person.subject, &person.name, now);
         let visitor = visitor.ok_or_else(|| {
-            ConnectError::at(What::SignInUnusable, &sign_in.identity.name).because("the subject is too long")
+            let mut error = ConnectError::at(What::SignInUnusable, &sign_in.identity.name);
+            error.clear = Some(self.jar.clear(Cookie::SignIn));
+            error.because("the subject is too long")
         })?;
         // A visit of somebody else may have stood in the notes.
         let slot = self.reserve().await?;

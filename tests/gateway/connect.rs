@@ -120,7 +120,7 @@ impl World {
         let (login, service, mcp) = (Server::start().await, Server::start().await, Upstream::tools(1).await);
         let identity = format!(
             "  corp:\n    issuer: {login}\n    jwks_uri: {{issuer}}/jwks\n    login: {{client_id: gate-login, client_secret: login-secret}}\n\
-             \x20 other:\n    issuer: https://other.example\n    jwks_uri: {{issuer}}/jwks\n{identities}",
+             \x20 other:\n    issuer: http://127.0.0.1:9\n    jwks_uri: {{issuer}}/jwks\n{identities}",
             login = login.url(),
         );
         let connection = format!(
@@ -960,7 +960,7 @@ async fn of_two_answers_at_once_one_connects() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn several_identities_are_chosen_from_and_a_service_narrows_them() {
-    let second = "  staff:\n    issuer: https://staff.example\n    jwks_uri: {issuer}/jwks\n    login: {client_id: gate, client_auth: none}\n";
+    let second = "  staff:\n    issuer: http://127.0.0.1:9/staff\n    jwks_uri: {issuer}/jwks\n    login: {client_id: gate, client_auth: none}\n";
     let world = World::with(second).await;
     let mut browser = world.browser();
     let page = text(&browser.get("/connect").await);

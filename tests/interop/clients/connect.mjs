@@ -134,10 +134,16 @@ try {
     await page.waitForURL((url) => url.href.startsWith(gate));
     return heading();
   });
+  await step('connected another without typing a name again', async () => {
+    await page.goto(`${gate}/connect`);
+    await press('Connect notion');
+    await page.waitForURL((url) => url.href.startsWith(gate) && url.searchParams.has('message'));
+    return states();
+  });
   await step('disconnected', async () => {
     await page.goto(`${gate}/connect`);
     await press('Disconnect linear');
-    return [await page.locator('.note').count(), await states()];
+    return [await page.getByRole('status').innerText(), await states()];
   });
   await step('signed out', async () => {
     await press('Sign out');
