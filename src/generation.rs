@@ -400,7 +400,10 @@ fn well_known(url: &str, routes: &[Arc<Route>], certificates: bool, mirrors: &Mi
             certificates,
         });
     let mut documents = WellKnown::new(documents, mirrors, jwks);
-    if routes.iter().any(|route| route.credential.kind() == "connection") {
+    if routes
+        .iter()
+        .any(|route| matches!(route.config.credential, config::Credential::Connection(_)))
+    {
         documents.publish("/connect/client.json", registration::client_metadata(url));
     }
     WellKnownLayer::new(Arc::new(documents))

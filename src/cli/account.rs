@@ -72,9 +72,8 @@ impl Account {
         let route = deciders.route(&self.route)?.clone();
         let Credential::Connection(connection) = &route.config.credential else {
             return Err(format!(
-                "nobody connects to route {:?}: its credential is {}, not connection",
-                self.route,
-                route.credential.kind()
+                "nobody connects to route {:?}: its credential is not a connection",
+                self.route
             ));
         };
         let principal = match (&self.token_file, &self.subject) {

@@ -38,17 +38,14 @@ impl Disconnect {
         let route = &self.account.route;
         let forgotten = async {
             pending::clear(known.store(), route, known.person.as_str(), None).await?;
-            known.connections.forget(route, &known.person).await
+            known.connections.forget(route, &known.person, Some(&known.login)).await
         };
         match forgotten.await {
-            Ok((true, grant)) => {
-                if let Some(grant) = grant {
-                    known.login.revoke(&grant).await;
-                }
+            Ok(true) => {
                 eprintln!("Disconnected: {route} for {}.", known.subject);
                 ExitCode::SUCCESS
             }
-            Ok((false, _)) => {
+            Ok(false) => {
                 eprintln!("There was nothing to disconnect: {route} for {}.", known.subject);
                 ExitCode::SUCCESS
             }

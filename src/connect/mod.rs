@@ -41,7 +41,7 @@ use url::form_urlencoded;
 use crate::authn::Authenticator;
 use crate::call;
 use crate::clock::Clock;
-use crate::config::{Credential, Identity};
+use crate::config::Identity;
 use crate::credential::Connections;
 use crate::edge::{Arrival, Body, BodyError, Journey, Rejection, Stage, empty};
 use crate::oauth::login::Login;
@@ -164,23 +164,14 @@ impl Pages {
     /// # Errors
     /// A key of the configuration and why it can't be used, in words for the operator.
     pub fn new(parts: Parts) -> Result<Option<Self>, (String, String)> {
-        let store = parts.connections.store();
-        let mut services = Vec::new();
-        for route in parts.routes {
-            let Credential::Connection(config) = &route.config.credential else {
-                continue;
-            };
-            let login = Login::new(
-                config,
-                &route.config.upstream,
-                &parts.public_url,
-                store.clone(),
-                parts.clock.clone(),
-            );
-            let login = login.map_err(|error| (format!("routes.{}.credential.connection", route.name()), error))?;
-            let login = Arc::new(login);
-            services.push(Service { route, login });
-        }
+        let services: Vec<Service> = parts
+            .routes
+            .into_iter()
+            .filter_map(|route| {
+                let login = route.credential.login()?.clone();
+                Some(Service { route, login })
+            })
+            .collect();
         if services.is_empty() {
             return Ok(None);
         }

@@ -163,12 +163,8 @@ impl Pages {
         self.record(asked).await?;
         let person = person(visitor);
         pending::clear(self.connections.store(), service.name(), person.as_str(), None).await?;
-        let (_, grant) = self.connections.forget(service.name(), &person).await?;
-        if let Some(grant) = grant {
-            // The service is told when it can be; the page doesn't wait for that.
-            let login = service.login.clone();
-            tokio::spawn(async move { login.revoke(&grant).await });
-        }
+        let forgotten = self.connections.forget(service.name(), &person, Some(&*service.login));
+        forgotten.await?;
         Ok(redirect(&home(Some("disconnected"), Some(service.name())), []))
     }
 

@@ -315,7 +315,7 @@ mod tests {
 
     #[test]
     fn the_gateways_own_documents_are_there_for_anyone() {
-        let mut documents = WellKnown::new([], &Mirrors::default());
+        let mut documents = WellKnown::new([], &Mirrors::default(), Bytes::new());
         documents.publish("/connect/client.json", Bytes::from_static(b"{}"));
         let path = |host: Option<&str>| documents.at(host.map(Arc::from).as_ref(), "/connect/client.json");
         assert!(matches!(path(None), Some(Document::Ours(_))));

@@ -5,6 +5,7 @@
 
 mod bound;
 mod bridged;
+mod connect;
 mod exchange;
 mod hop;
 mod tokens;

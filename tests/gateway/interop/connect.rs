@@ -42,7 +42,7 @@ async fn a_person_connects_in_a_browser_and_nobody_else_does() {
     assert_eq!(before["answers"], json!([]), "{before:#}");
 
     std::fs::create_dir_all(SHOTS).expect("a directory");
-    let script = ["tests/interop/clients/connect.mjs", url, SHOTS];
+    let script = ["tests/interop/clients/connect.mjs", &url, SHOTS];
     let report = reported(&mut command(NODE, &[]).args(script)).await;
     assert_eq!(report["errors"], json!([]), "{report:#}");
     let steps = report["steps"].as_array().expect("a list");
@@ -56,7 +56,10 @@ async fn a_person_connects_in_a_browser_and_nobody_else_does() {
     let foreign = json!(["This request came from another site", connected]);
     for (step, expected) in [
         ("sent to the issuer", json!(true)),
-        ("signed in", json!(["?route=linear", "Your connections", nothing, "ada@corp.example"])),
+        (
+            "signed in",
+            json!(["?route=linear", "Your connections", nothing, "ada@corp.example"]),
+        ),
         ("nothing scrolls sideways on a telephone", json!(true)),
         (
             "the keyboard reaches every button and shows where it is",
@@ -64,7 +67,10 @@ async fn a_person_connects_in_a_browser_and_nobody_else_does() {
         ),
         (
             "connected",
-            json!(["linear is connected. Whatever waited for it can be tried again.", connected]),
+            json!([
+                "linear is connected. Whatever waited for it can be tried again.",
+                connected
+            ]),
         ),
         ("framed by another site", json!(true)),
         ("a form of a sibling", foreign.clone()),
