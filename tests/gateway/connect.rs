@@ -444,6 +444,7 @@ async fn a_person_signs_in_connects_calls_and_disconnects() {
     let out = ada.post("/connect/logout", &[("csrf", &csrf)]).await;
     assert!(text(&out).contains("You are signed out"));
     assert!(ada.cookies.is_empty(), "{:?}", ada.cookies);
+    world.audit_of(out.header("x-request-id")).await;
     let audit = world.audit();
     for action in [
         "connect/login",
