@@ -3,6 +3,7 @@
 //! 1. They work on the gateway's own store, beside a running gateway or without one.
 //! 2. A person is whom a token is about, checked as the gateway checks it, or whom the operator names: the one is for
 //!    people, who have a token, the other for whoever may read the store anyway.
+//! 3. A route with a token file has one login for everybody, and nobody is named.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use crate::config::{self, Config, Credential, KeySource};
 use crate::credential::{Connections, Person};
 use crate::generation;
 use crate::oauth::login::Login;
+use crate::route::Route;
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 
@@ -42,9 +44,37 @@ pub struct Known {
     pub deciders: Deciders,
     pub connections: Arc<Connections>,
     pub login: Login,
-    pub person: Person,
-    /// As the tokens name them.
-    pub subject: String,
+    pub owner: Owner,
+}
+
+/// Whose login it is.
+pub enum Owner {
+    Person {
+        person: Person,
+        /// As the tokens name them.
+        subject: String,
+    },
+    /// Everybody's, in this file.
+    Everybody(PathBuf),
+}
+
+impl Owner {
+    /// By what a login under way is found; no person is called like the others.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Person { person, .. } => person.as_str(),
+            Self::Everybody(_) => "everybody",
+        }
+    }
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Person { subject, .. } => write!(f, "for {subject:?}"),
+            Self::Everybody(file) => write!(f, "for everybody, in {}", file.display()),
+        }
+    }
 }
 
 impl Known {
@@ -58,7 +88,10 @@ impl Known {
     /// # Errors
     /// The store's.
     pub async fn wanted(&self, route: &str) -> Result<Vec<String>, StoreError> {
-        Ok(self.connections.state(route, &self.person).await?.wanted)
+        match &self.owner {
+            Owner::Person { person, .. } => Ok(self.connections.state(route, person).await?.wanted),
+            Owner::Everybody(_) => Ok(Vec::new()),
+        }
     }
 }
 
@@ -70,12 +103,53 @@ impl Account {
     pub async fn open(&self) -> Result<Known, String> {
         let deciders = Deciders::load(&self.config)?;
         let route = deciders.route(&self.route)?.clone();
-        let Credential::Connection(connection) = &route.config.credential else {
-            return Err(format!(
-                "nobody connects to route {:?}: its credential is not a connection",
-                self.route
-            ));
+        let (connection, owner) = match &route.config.credential {
+            Credential::Connection(connection) => (&**connection, self.person(&deciders, &route).await?),
+            Credential::TokenFile(file) => match &file.login {
+                Some(login) if self.token_file.is_none() && self.subject.is_none() => {
+                    (login, Owner::Everybody(file.path.clone()))
+                }
+                Some(_) => {
+                    return Err(format!(
+                        "route {:?} has one login for everybody: name nobody (no --token-file, no --subject)",
+                        self.route
+                    ));
+                }
+                None => {
+                    return Err(format!(
+                        "nobody connects to route {:?}: others write its token file, and nothing says how to log in",
+                        self.route
+                    ));
+                }
+            },
+            _ => {
+                return Err(format!(
+                    "nobody connects to route {:?}: its credential is no connection",
+                    self.route
+                ));
+            }
         };
+        let store = store(&deciders.config).await?;
+        let public_url = generation::public_url(&deciders.config, deciders.config.listen.address);
+        let login = Login::new(
+            connection,
+            &route.config.upstream,
+            &public_url,
+            store.clone(),
+            deciders.clock.clone(),
+        )
+        .map_err(|error| format!("routes.{}.credential: {error}", self.route))?;
+        let connections = Connections::new(store, deciders.clock.clone(), Metrics::new());
+        Ok(Known {
+            connections,
+            login,
+            owner,
+            deciders,
+        })
+    }
+
+    /// Whose connection is meant.
+    async fn person(&self, deciders: &Deciders, route: &Route) -> Result<Owner, String> {
         let principal = match (&self.token_file, &self.subject) {
             (Some(file), _) => {
                 let token = credential::token(Some(file))?;
@@ -98,23 +172,9 @@ impl Account {
             }
         };
         let person = Person::of(&principal).ok_or("the token is nobody's: the route lets callers in without one")?;
-        let store = store(&deciders.config).await?;
-        let public_url = generation::public_url(&deciders.config, deciders.config.listen.address);
-        let login = Login::new(
-            connection,
-            &route.config.upstream,
-            &public_url,
-            store.clone(),
-            deciders.clock.clone(),
-        )
-        .map_err(|error| format!("routes.{}.credential.connection: {error}", self.route))?;
-        let connections = Connections::new(store, deciders.clock.clone(), Metrics::new());
-        Ok(Known {
-            connections,
-            login,
+        Ok(Owner::Person {
             person,
             subject: principal.subject.clone(),
-            deciders,
         })
     }
 

@@ -15,8 +15,9 @@ use aws_lc_rs::rand;
 use clap::Args;
 use zeroize::Zeroizing;
 
-use super::account::{Account, Known};
+use super::account::{Account, Known, Owner};
 use crate::connect::pending::{self, Waiting};
+use crate::credential::token_file;
 use crate::oauth::Grant;
 use crate::oauth::login::Pending;
 
@@ -29,13 +30,14 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Bytes of an address that is pasted.
 const MAX_LINE: u64 = 16 * 1024;
 
-/// Connect a person's account at a service
+/// Connect a person's account at a service, or the login that a token file's callers share
 ///
 /// Prints where to log in. Log in there with any browser, on any machine; it ends on an address that begins with the
 /// gateway's own URL and /connect/callback. Paste that whole address here. The gateway need not be running, and if it is, it
 /// uses the connection with the next call.
 ///
-/// Whose account it is, is said by a token (--token-file) or by the operator (--subject).
+/// Whose account it is, is said by a token (--token-file) or by the operator (--subject). A route whose credential is a
+/// token_file has one login for everybody, which is written to that file: there nobody is named.
 ///
 /// Exit codes: 0 connected, 1 not connected, 2 misused or no good configuration.
 #[derive(Debug, Args)]
@@ -86,7 +88,7 @@ impl Connect {
         };
         match ended {
             Ok(()) => {
-                eprintln!("Connected: {} for {}.", self.account.route, known.subject);
+                eprintln!("Connected: {} {}.", self.account.route, known.owner);
                 ExitCode::SUCCESS
             }
             Err(Ended::Replaced) => {
@@ -192,7 +194,7 @@ impl Run<'_> {
         let expires = self.known.deciders.clock.now().saturating_add(seconds);
         let store = self.known.store();
         waiting
-            .in_terminal(store, self.route, self.known.person.as_str(), expires)
+            .in_terminal(store, self.route, self.known.owner.id(), expires)
             .await?;
         Ok(())
     }
@@ -209,13 +211,7 @@ impl Run<'_> {
 
     async fn still(&self) -> Result<(), Ended> {
         let now = self.known.deciders.clock.now();
-        let stands = pending::stands(
-            self.known.store(),
-            self.route,
-            self.known.person.as_str(),
-            &self.mark,
-            now,
-        );
+        let stands = pending::stands(self.known.store(), self.route, self.known.owner.id(), &self.mark, now);
         match stands.await? {
             true => Ok(()),
             false => Err(Ended::Replaced),
@@ -223,17 +219,17 @@ impl Run<'_> {
     }
 
     async fn adopt(&self, grant: Grant, state: Option<&str>) -> Result<(), Ended> {
-        self.known
-            .connections
-            .adopt(self.route, &self.known.person, grant)
-            .await?;
+        match &self.known.owner {
+            Owner::Person { person, .. } => self.known.connections.adopt(self.route, person, grant).await?,
+            Owner::Everybody(file) => token_file::adopt(file, &grant.tokens).await?,
+        }
         self.clear(state).await;
         Ok(())
     }
 
     /// What stays of a login expires by itself.
     async fn clear(&self, state: Option<&str>) {
-        let cleared = pending::clear(self.known.store(), self.route, self.known.person.as_str(), state);
+        let cleared = pending::clear(self.known.store(), self.route, self.known.owner.id(), state);
         if let Err(error) = cleared.await {
             eprintln!("warning: the login under way could not be cleared: {error}");
         }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::account::Account;
+use super::account::{Account, Owner};
 use crate::connect::pending;
 
 /// Forget a person's connection at a service
@@ -36,17 +36,21 @@ impl Disconnect {
             }
         };
         let route = &self.account.route;
+        let Owner::Person { person, .. } = &known.owner else {
+            eprintln!("route {route:?} has its login in a file, which others may use too: remove that yourself");
+            return ExitCode::from(2);
+        };
         let forgotten = async {
-            pending::clear(known.store(), route, known.person.as_str(), None).await?;
-            known.connections.forget(route, &known.person, Some(&known.login)).await
+            pending::clear(known.store(), route, person.as_str(), None).await?;
+            known.connections.forget(route, person, Some(&known.login)).await
         };
         match forgotten.await {
             Ok(true) => {
-                eprintln!("Disconnected: {route} for {}.", known.subject);
+                eprintln!("Disconnected: {route} {}.", known.owner);
                 ExitCode::SUCCESS
             }
             Ok(false) => {
-                eprintln!("There was nothing to disconnect: {route} for {}.", known.subject);
+                eprintln!("There was nothing to disconnect: {route} {}.", known.owner);
                 ExitCode::SUCCESS
             }
             Err(error) => {

@@ -19,7 +19,7 @@ mod flight;
 mod health;
 mod passthrough;
 mod recovery;
-mod token_file;
+pub(crate) mod token_file;
 mod way;
 
 use std::sync::Arc;

@@ -199,6 +199,33 @@ impl Content {
     }
 }
 
+/// Writes the tokens of another login, and leaves alone what else stands in the file; makes it where there is none.
+pub(super) fn begin(path: &Path, tokens: &TokenSet) -> io::Result<()> {
+    let before = read(path).ok();
+    let mut members = before
+        .as_ref()
+        .and_then(|before| before.members.clone())
+        .unwrap_or_default();
+    // These were the other login's.
+    for name in ["refresh_token", "scope", "id_token", "token_type"] {
+        members.remove(name);
+    }
+    let begun = Content {
+        tokens: tokens.clone(),
+        modified: 0,
+        stamp: None,
+        members: Some(members),
+        mode: before.map_or(0o600, |before| before.mode),
+    };
+    begun.replace(path, tokens)
+}
+
+/// Makes an empty file where there is none: whoever reads it meanwhile finds no tokens, as before.
+pub(super) fn make(path: &Path) -> io::Result<()> {
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    Ok(())
+}
+
 /// tmp -> flush -> rename -> flush the directory.
 fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     // What a link points to is replaced, not the link.

@@ -11,6 +11,7 @@ mod file;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -93,6 +94,25 @@ pub(crate) struct Health {
     /// Seconds.
     pub(crate) age: Option<u64>,
     pub(crate) remaining: Option<u64>,
+}
+
+/// Puts what a login gave into a file; whoever refreshes it, in this process or another, goes on from there.
+///
+/// # Errors
+/// It can't be written, or somebody refreshes it for longer than 20 s.
+pub(crate) async fn adopt(path: &Path, tokens: &TokenSet) -> io::Result<()> {
+    file::make(path)?;
+    let started = Instant::now();
+    let _lock = loop {
+        if let Some(lock) = Lock::take(path)? {
+            break lock;
+        }
+        if started.elapsed() > PATIENCE {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        tokio::time::sleep(FIRST_PAUSE).await;
+    };
+    file::begin(path, tokens)
 }
 
 impl TokenFile {
