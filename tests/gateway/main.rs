@@ -12,7 +12,6 @@ mod conformance;
 mod connect;
 mod connect_refusal;
 mod crash;
-mod crash;
 mod demo;
 mod gate;
 mod grants;
