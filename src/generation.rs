@@ -117,7 +117,16 @@ impl Generation {
         let connections = connections.get();
         let sealer = self::sealer(config, sealer)?;
         let signer = Arc::new(Signer::of_sealer(&sealer));
-        let routes = routes(config, &url, &signer, metrics, limits, clock, connections, served)?;
+        let ground = Ground {
+            url: &url,
+            signer: &signer,
+            metrics,
+            limits,
+            clock,
+            connections,
+            before: served,
+        };
+        let routes = routes(config, &ground)?;
         let signers = routes.iter().filter_map(|route| route.credential.signer());
         let jwks = Signer::jwks([&*signer].into_iter().chain(signers));
         let pages = match connections {
@@ -286,16 +295,30 @@ pub(crate) fn public_url(config: &Config, address: SocketAddr) -> String {
     given.unwrap_or_else(|| format!("{scheme}://{address}"))
 }
 
-pub(crate) fn routes(
-    config: &Config,
-    url: &str,
-    signer: &Arc<Signer>,
-    metrics: &Arc<Metrics>,
-    limits: &Limits,
-    clock: &Clock,
-    connections: Option<&Arc<Connections>>,
-    before: &[Arc<Route>],
-) -> Result<Vec<Arc<Route>>, StartError> {
+/// What routes are made of besides their configuration.
+pub(crate) struct Ground<'a> {
+    /// The public base URL.
+    pub(crate) url: &'a str,
+    pub(crate) signer: &'a Arc<Signer>,
+    pub(crate) metrics: &'a Arc<Metrics>,
+    pub(crate) limits: &'a Limits,
+    pub(crate) clock: &'a Clock,
+    /// None where no route needs them.
+    pub(crate) connections: Option<&'a Arc<Connections>>,
+    /// Those of the configuration in force, whose processes and sessions are carried on.
+    pub(crate) before: &'a [Arc<Route>],
+}
+
+pub(crate) fn routes(config: &Config, ground: &Ground<'_>) -> Result<Vec<Arc<Route>>, StartError> {
+    let Ground {
+        url,
+        signer,
+        metrics,
+        limits,
+        clock,
+        connections,
+        before,
+    } = *ground;
     config
         .routes
         .iter()

@@ -14,7 +14,7 @@ use crate::authn::Authenticator;
 use crate::authn::bearer::MAX_TOKEN;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::generation;
+use crate::generation::{self, Ground};
 use crate::limit::Limits;
 use crate::listener::ClientCertificate;
 use crate::oauth::signer::Signer;
@@ -46,17 +46,16 @@ impl Deciders {
         let url = generation::public_url(&config, config.listen.address);
         // Nothing leaves from here: any key will do.
         let signer = Arc::new(Signer::of_sealer(&Sealer::new(&[])));
-        let routes = generation::routes(
-            &config,
-            &url,
-            &signer,
-            &Metrics::new(),
-            &Limits::default(),
-            &clock,
-            None,
-            &[],
-        )
-        .map_err(|error| error.to_string())?;
+        let ground = Ground {
+            url: &url,
+            signer: &signer,
+            metrics: &Metrics::new(),
+            limits: &Limits::default(),
+            clock: &clock,
+            connections: None,
+            before: &[],
+        };
+        let routes = generation::routes(&config, &ground).map_err(|error| error.to_string())?;
         let authenticator = Authenticator::new(
             &config.identities,
             config.roles.clone(),

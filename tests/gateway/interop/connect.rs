@@ -43,7 +43,7 @@ async fn a_person_connects_in_a_browser_and_nobody_else_does() {
 
     std::fs::create_dir_all(SHOTS).expect("a directory");
     let script = ["tests/interop/clients/connect.mjs", &url, SHOTS];
-    let report = reported(&mut command(NODE, &[]).args(script)).await;
+    let report = reported(command(NODE, &[]).args(script)).await;
     assert_eq!(report["errors"], json!([]), "{report:#}");
     let steps = report["steps"].as_array().expect("a list");
     let seen = |name: &str| {
