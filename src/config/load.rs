@@ -388,6 +388,14 @@ fn state(section: &Section<'_>, directory: &Path) -> State {
             Some(SealKey(zeroize::Zeroizing::new(key?)))
         })
         .collect();
+    // A key file is one machine's: what it sealed for others to read, they couldn't.
+    if keys.is_empty() && matches!(database, Database::Postgres(_)) {
+        section.error_at(
+            "database",
+            "a PostgreSQL database is there for several gateways, and they have no key in common",
+            "set state.seal_keys, the same on all of them; make one with: openssl rand -base64 32",
+        );
+    }
     State {
         directory: directory.join(folder.map_or_else(|| "state".to_owned(), |at| at.value)),
         database,

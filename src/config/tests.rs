@@ -318,6 +318,11 @@ fn bad_sections_are_refused() {
             "refuse, drop",
         ),
         ("state: {seal_keys: [c2hvcnQ=]}", "state.seal_keys[0]", "32 bytes"),
+        (
+            "state: {database: 'postgres://h/d'}",
+            "state.database",
+            "set state.seal_keys",
+        ),
         ("identity: {a: {}}", "identity.a.issuer", "missing"),
         ("identity: {a: {issuer: }}", "identity.a.issuer", "no value"),
         (
