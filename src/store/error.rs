@@ -21,7 +21,7 @@ pub enum Fault {
     Unreachable(String),
     #[error("no answer within 5 s; see whether the database or its disk is overloaded")]
     Slow,
-    #[error("another writer kept the database locked; see what else has it open")]
+    #[error("another writer was in the way; see what else has the database open")]
     Busy,
     #[error("it can't be read or written ({0}); see to the file's owner, mode and disk")]
     Files(String),
@@ -85,9 +85,11 @@ impl From<sqlx::Error> for Fault {
                 if error.try_downcast_ref::<sqlx::sqlite::SqliteError>().is_some() {
                     return Self::of_sqlite(code.parse().unwrap_or_default(), cause);
                 }
-                // PostgreSQL Appendix A: 08 connection exception, 57P0x shut down or starting, 53300 too many connections.
+                // PostgreSQL Appendix A: 08 connection exception, 40 transaction rollback, 57P0x shut down or starting, 53300
+                // too many connections.
                 match &*code {
                     "57014" | "55P03" => Self::Slow,
+                    "40001" | "40P01" => Self::Busy,
                     "57P01" | "57P02" | "57P03" | "53300" => Self::Unreachable(cause),
                     code if code.starts_with("08") => Self::Unreachable(cause),
                     _ => Self::Refused(cause),

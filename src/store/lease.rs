@@ -57,12 +57,7 @@ impl Store {
     /// # Errors
     /// The database fails.
     pub async fn lease(&self, name: &str, time: Duration) -> Result<Option<Lease>, StoreError> {
-        let key = super::Key {
-            kind: super::Kind::Login,
-            scope: name,
-            id: "",
-        };
-        self.fit(&key, "")?;
+        self.fit(&[("the lease's name", name)])?;
         let sql = match &self.0.pool {
             Pool::Sqlite { .. } => acquire!(sqlite),
             Pool::Postgres(_) => acquire!(postgres),

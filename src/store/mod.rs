@@ -85,6 +85,12 @@ pub struct Key<'a> {
     pub id: &'a str,
 }
 
+impl<'a> Key<'a> {
+    fn texts(&self) -> [(&'static str, &'a str); 2] {
+        [("the scope", self.scope), ("the id", self.id)]
+    }
+}
+
 /// What stands there. Has no `Debug`: it holds tokens.
 pub struct Row {
     /// Changes with every write.
@@ -202,7 +208,7 @@ impl Store {
     pub async fn get(&self, key: &Key<'_>) -> Result<Option<Row>, StoreError> {
         const SQL: &str = "SELECT version, label, expires, value FROM portcullis_entry \
                            WHERE kind = $1 AND scope = $2 AND id = $3";
-        self.fit(key, "")?;
+        self.fit(&key.texts())?;
         let found: Option<(i64, String, Option<i64>, Vec<u8>)> = on!(self, pool => sqlx::query_as(SQL)
             .bind(key.kind.name())
             .bind(key.scope)
@@ -245,7 +251,8 @@ impl Store {
         const ABSENT: &str = insert!(" WHERE portcullis_entry.kind = 'login' AND portcullis_entry.expires <= $8");
         const VERSION: &str = "UPDATE portcullis_entry SET version = $4, label = $5, expires = $6, value = $7 \
                                WHERE kind = $1 AND scope = $2 AND id = $3 AND version = $8";
-        self.fit(key, label)?;
+        self.fit(&key.texts())?;
+        self.fit(&[("the label", label)])?;
         if value.len() > MAX_VALUE {
             return Err(self.error(Fault::Unfit("the value")));
         }
@@ -293,7 +300,7 @@ impl Store {
     pub async fn remove(&self, key: &Key<'_>, when: When) -> Result<bool, StoreError> {
         const SQL: &str = "DELETE FROM portcullis_entry WHERE kind = $1 AND scope = $2 AND id = $3 \
                            AND ($4 = -1 OR version = $4)";
-        self.fit(key, "")?;
+        self.fit(&key.texts())?;
         let version = match when {
             When::Always => -1,
             When::Version(read) => stored(read),
@@ -319,7 +326,7 @@ impl Store {
         type Found = Vec<(String, i64, String, Option<i64>, Vec<u8>)>;
         const SQL: &str = "SELECT scope, version, label, expires, value FROM portcullis_entry \
                            WHERE kind = $1 AND id = $2 ORDER BY scope LIMIT $3";
-        self.fit(&Key { kind, scope: "", id }, "")?;
+        self.fit(&[("the id", id)])?;
         let found: Found = on!(self, pool => sqlx::query_as(SQL)
             .bind(kind.name())
             .bind(id)
@@ -415,8 +422,8 @@ impl Store {
         })
     }
 
-    fn fit(&self, key: &Key<'_>, label: &str) -> Result<(), StoreError> {
-        for (name, text) in [("the scope", key.scope), ("the id", key.id), ("the label", label)] {
+    fn fit(&self, texts: &[(&'static str, &str)]) -> Result<(), StoreError> {
+        for (name, text) in texts {
             // PostgreSQL keeps no NUL in a text.
             if text.len() > MAX_NAME || text.contains('\0') {
                 return Err(self.error(Fault::Unfit(name)));

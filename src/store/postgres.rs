@@ -68,3 +68,46 @@ fn place(options: &PgConnectOptions) -> String {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_elsewhere_must_show_who_it_is() {
+        for (url, mode) in [
+            ("postgres://u:p@db.example.com/d", PgSslMode::VerifyFull),
+            ("postgres://u:p@10.1.2.3/d", PgSslMode::VerifyFull),
+            ("postgres://u:p@localhost.example.com/d", PgSslMode::VerifyFull),
+            (
+                "postgres://u:p@db.example.com/d?sslrootcert=/ca.pem",
+                PgSslMode::VerifyFull,
+            ),
+            ("postgres://u:p@db.example.com/d?sslmode=require", PgSslMode::Require),
+            ("postgres://u:p@localhost/d", PgSslMode::Prefer),
+            ("postgres://u:p@127.0.0.1:6432/d", PgSslMode::Prefer),
+            ("postgres://u:p@[::1]/d", PgSslMode::Prefer),
+            ("postgres://u:p@%2Frun%2Fpostgresql/d", PgSslMode::Prefer),
+            ("postgres://u:p@/d?host=/run/postgresql", PgSslMode::Prefer),
+        ] {
+            let options = options(&Secret::new(url)).unwrap_or_else(|fault| panic!("{url}: {fault}"));
+            assert_eq!(format!("{:?}", options.get_ssl_mode()), format!("{mode:?}"), "{url}");
+        }
+    }
+
+    #[test]
+    fn the_password_is_in_no_place_and_no_error() {
+        let good =
+            options(&Secret::new("postgres://gate:hunter2@db:5433/tokens")).unwrap_or_else(|fault| panic!("{fault}"));
+        assert_eq!(place(&good), "PostgreSQL database tokens at db:5433");
+        for url in [
+            "postgres://gate:hunter2@db:port/d",
+            "postgres://gate:hunter2@db/d?sslmode=sometimes",
+            "hunter2",
+        ] {
+            let fault = options(&Secret::new(url)).err().expect("no URL of a database");
+            assert_eq!(fault.reason(), "url");
+            assert!(!fault.to_string().contains("hunter2"), "{fault}");
+        }
+    }
+}

@@ -33,12 +33,16 @@ impl Postgres {
             .expect("a directory");
         let password = directory.path().join("password");
         fs::write(&password, PASSWORD).expect("a file");
+        let named = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
+        let key = directory.path().join("server.key");
+        fs::write(directory.path().join("server.pem"), named.cert.pem()).expect("a file");
+        fs::write(&key, named.signing_key.serialize_pem()).expect("a file");
+        fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).expect("its own");
         if rustix::process::geteuid().is_root() {
-            for path in [directory.path(), &password] {
+            for path in [directory.path(), &password, &key] {
                 chown(path, Some(NOBODY), Some(NOBODY)).expect("root may");
             }
         }
-        fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o700)).expect("its own");
         let made = program("initdb", directory.path())
             .args([
                 "-U",
@@ -88,7 +92,8 @@ impl Postgres {
             .arg(&data)
             .args(["-p", &self.port.to_string(), "-h", "127.0.0.1", "-k"])
             .arg(self.directory.path())
-            .args(["-c", "shared_buffers=4MB", "-c", "max_connections=60"])
+            .args(["-c", "shared_buffers=4MB", "-c", "max_connections=60", "-c", "ssl=on"])
+            .args(["-c", "ssl_cert_file=../server.pem", "-c", "ssl_key_file=../server.key"])
             .spawn()
             .expect("PostgreSQL runs");
         self.server = Some(server);
@@ -106,6 +111,11 @@ impl Postgres {
 
     pub fn url(&self) -> String {
         format!("postgres://gate:{PASSWORD}@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// The certificate it shows, for 127.0.0.1.
+    pub fn certificate(&self) -> PathBuf {
+        self.directory.path().join("server.pem")
     }
 
     /// What a gateway with this database is told of its state, and nothing kept in files.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use portcullis::clock::Clock;
 use portcullis::config::{Database, SealKey, State};
+use portcullis::secret::Secret;
 use portcullis::session::Sealer;
 use portcullis::store::{Fault, Key, Kind, MAX_VALUE, Store, Tally, When};
 use sqlx::sqlite::SqliteConnectOptions;
@@ -461,6 +462,39 @@ async fn a_postgresql_that_crashes_is_an_error_until_it_is_back() {
         "{found} is neither {last} nor {perhaps}"
     );
     assert!(put(&store, &key, "after", When::Always).await.is_some());
+}
+
+#[tokio::test]
+async fn a_postgresql_must_show_a_certificate_that_verifies_and_bears_its_name() {
+    let postgres = Postgres::start();
+    let certificate = postgres.certificate();
+    let opened = async |url: String| {
+        let state = State {
+            database: Database::Postgres(Secret::new(url)),
+            ..postgres.state(keys(&[1]))
+        };
+        Store::open(&state, sealer(&[1]), Clock::fixed(NOW)).await
+    };
+    let trusted = format!("sslrootcert={}", certificate.display());
+    let good = opened(format!("{}?sslmode=verify-full&{trusted}", postgres.url()))
+        .await
+        .expect("it verifies");
+    assert!(
+        put(&good, &connection("github", "p"), "tokens", When::Always)
+            .await
+            .is_some()
+    );
+    let unknown = format!("{}?sslmode=verify-full", postgres.url());
+    // By a name that its certificate doesn't bear.
+    let misnamed = format!(
+        "{}?sslmode=verify-full&{trusted}",
+        postgres.url().replace("127.0.0.1", "localhost")
+    );
+    for url in [unknown, misnamed] {
+        let error = opened(url).await.err().expect("it doesn't verify");
+        assert_eq!(error.fault.reason(), "unreachable", "{error}");
+        assert!(error.to_string().contains("certificate"), "{error}");
+    }
 }
 
 #[tokio::test]
