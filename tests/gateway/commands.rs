@@ -39,7 +39,7 @@ pub async fn run(directory: &Path, arguments: &[&str]) -> (Option<i32>, String, 
 }
 
 /// Starts `serve` on the file of that directory; its URL, once it listens. What it says later is thrown away.
-async fn serve(directory: &Path) -> (tokio::process::Child, String) {
+pub async fn serve(directory: &Path) -> (tokio::process::Child, String) {
     let mut child = portcullis(directory, &["serve"]).spawn().expect("the binary runs");
     let mut stderr = BufReader::new(child.stderr.take().expect("piped")).lines();
     let url = timeout(SOON, async {

@@ -118,6 +118,19 @@ impl Gate {
         }
     }
 
+    /// Another gateway with the same files and this configuration.
+    pub async fn replica(&self, yaml: &str) -> Running {
+        let before = self.before.replace("audit.jsonl", "audit-of-replica.jsonl");
+        let started = Gateway::start(config(&before, yaml, &self.directory), self.clock.clone());
+        started.await.expect("the replica starts")
+    }
+
+    /// Opens what another configuration needs; what stands before `yaml` stays.
+    pub async fn prepare(&self, yaml: &str) {
+        let config = config(&self.before, yaml, &self.directory);
+        self.running.prepare(&config).await.expect("it can be opened");
+    }
+
     /// Puts another configuration in force; what stands before `yaml` stays.
     ///
     /// # Errors

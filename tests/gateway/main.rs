@@ -11,6 +11,7 @@ mod commands;
 mod conformance;
 mod connect;
 mod connect_refusal;
+mod connections;
 mod crash;
 mod demo;
 mod gate;
