@@ -117,16 +117,15 @@ impl Generation {
         let connections = connections.get();
         let sealer = self::sealer(config, sealer)?;
         let signer = Arc::new(Signer::of_sealer(&sealer));
-        let ground = Ground {
+        let ingredients = Ingredients {
             url: &url,
             signer: &signer,
             metrics,
             limits,
             clock,
             connections,
-            before: served,
         };
-        let routes = routes(config, &ground)?;
+        let routes = routes(config, &ingredients, served)?;
         let signers = routes.iter().filter_map(|route| route.credential.signer());
         let jwks = Signer::jwks([&*signer].into_iter().chain(signers));
         let pages = match connections {
@@ -295,30 +294,31 @@ pub(crate) fn public_url(config: &Config, address: SocketAddr) -> String {
     given.unwrap_or_else(|| format!("{scheme}://{address}"))
 }
 
-/// What routes are made of besides their configuration.
-pub(crate) struct Ground<'a> {
+/// What all routes are made of besides their configuration.
+pub(crate) struct Ingredients<'a> {
     /// The public base URL.
-    pub(crate) url: &'a str,
-    pub(crate) signer: &'a Arc<Signer>,
-    pub(crate) metrics: &'a Arc<Metrics>,
-    pub(crate) limits: &'a Limits,
-    pub(crate) clock: &'a Clock,
-    /// None where no route needs them.
-    pub(crate) connections: Option<&'a Arc<Connections>>,
-    /// Those of the configuration in force, whose processes and sessions are carried on.
-    pub(crate) before: &'a [Arc<Route>],
+    pub url: &'a str,
+    pub signer: &'a Arc<Signer>,
+    pub metrics: &'a Arc<Metrics>,
+    pub limits: &'a Limits,
+    pub clock: &'a Clock,
+    /// `None`: no store is open.
+    pub connections: Option<&'a Arc<Connections>>,
 }
 
-pub(crate) fn routes(config: &Config, ground: &Ground<'_>) -> Result<Vec<Arc<Route>>, StartError> {
-    let Ground {
+pub(crate) fn routes(
+    config: &Config,
+    ingredients: &Ingredients<'_>,
+    before: &[Arc<Route>],
+) -> Result<Vec<Arc<Route>>, StartError> {
+    let Ingredients {
         url,
         signer,
         metrics,
         limits,
         clock,
         connections,
-        before,
-    } = *ground;
+    } = *ingredients;
     config
         .routes
         .iter()

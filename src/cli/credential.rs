@@ -14,7 +14,7 @@ use crate::authn::Authenticator;
 use crate::authn::bearer::MAX_TOKEN;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::generation::{self, Ground};
+use crate::generation;
 use crate::limit::Limits;
 use crate::listener::ClientCertificate;
 use crate::oauth::signer::Signer;
@@ -46,16 +46,15 @@ impl Deciders {
         let url = generation::public_url(&config, config.listen.address);
         // Nothing leaves from here: any key will do.
         let signer = Arc::new(Signer::of_sealer(&Sealer::new(&[])));
-        let ground = Ground {
+        let ingredients = generation::Ingredients {
             url: &url,
             signer: &signer,
             metrics: &Metrics::new(),
             limits: &Limits::default(),
             clock: &clock,
             connections: None,
-            before: &[],
         };
-        let routes = generation::routes(&config, &ground).map_err(|error| error.to_string())?;
+        let routes = generation::routes(&config, &ingredients, &[]).map_err(|error| error.to_string())?;
         let authenticator = Authenticator::new(
             &config.identities,
             config.roles.clone(),

@@ -48,7 +48,7 @@ use client_credentials::OwnToken;
 use connection::ConnectionSource;
 pub use connection::{Connection, Connections, Counts, Person, State};
 pub use health::CredentialHealth;
-pub(crate) use recovery::{Recover, wanted_scopes};
+pub(crate) use recovery::Recover;
 use token_file::TokenFile;
 
 /// What one request carries to the upstream. Has no `Debug`: it is a secret.

@@ -39,7 +39,8 @@ pub use body::UpstreamBody;
 pub use breaker::BreakerState;
 
 use crate::config;
-use crate::credential::{CredentialError, OutboundCredential, Recover, wanted_scopes};
+use crate::credential::{CredentialError, OutboundCredential, Recover};
+use crate::oauth::challenge::Challenge;
 use crate::policy::Permit;
 use balance::Balancer;
 use breaker::Breaker;
@@ -380,9 +381,10 @@ impl Upstream {
             sent = self.deliver(&renewed, &again).await?;
         }
         if sent.response.status() == StatusCode::FORBIDDEN
-            && let Some(scopes) = wanted_scopes(sent.response.headers())
+            && let Some(challenge) = Challenge::read(sent.response.headers())
+            && challenge.error == Some("insufficient_scope")
         {
-            recovery.wants(scopes).await?;
+            recovery.wants(challenge.scopes).await?;
         }
         Ok(sent)
     }

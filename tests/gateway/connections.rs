@@ -55,8 +55,30 @@ impl Service {
         .await
     }
 
+    /// With a legacy server, to which the gate bridges.
+    async fn bridged() -> Self {
+        let legacy = |seen: Seen| async move {
+            let body = seen.json();
+            match (seen.method, body.get("id"), body["method"] == "server/discover") {
+                (Method::POST, Some(_), false) => json_reply(&upstream::result(&body, 1)),
+                (Method::POST, None, _) => upstream::status(StatusCode::ACCEPTED),
+                (Method::POST, ..) => upstream::status(StatusCode::BAD_REQUEST),
+                _ => upstream::status(StatusCode::METHOD_NOT_ALLOWED),
+            }
+        };
+        Self::with(legacy, false).await
+    }
+
     /// With an upstream that answers so, once the token is right.
     async fn answering<F, R>(handler: F) -> Self
+    where
+        F: Fn(Seen) -> R + Send + Sync + 'static,
+        R: Future<Output = Response<Body>> + Send + 'static,
+    {
+        Self::with(handler, true).await
+    }
+
+    async fn with<F, R>(handler: F, modern: bool) -> Self
     where
         F: Fn(Seen) -> R + Send + Sync + 'static,
         R: Future<Output = Response<Body>> + Send + 'static,
@@ -74,7 +96,7 @@ impl Service {
         })
         .await;
         let (handler, accepted) = (Arc::new(handler), tokens.clone());
-        let upstream = Upstream::start(move |seen| {
+        let checking = move |seen: Seen| {
             let bearer = format!("Bearer {}", accepted.lock().expect("no panic").access);
             let known = seen.headers.get("authorization").is_some_and(|value| *value == bearer);
             let handler = handler.clone();
@@ -84,8 +106,11 @@ impl Service {
                     false => upstream::status(StatusCode::UNAUTHORIZED),
                 }
             }
-        })
-        .await;
+        };
+        let upstream = match modern {
+            true => Upstream::start(checking).await,
+            false => Upstream::undiscovered(checking).await,
+        };
         Self {
             issuer,
             upstream,
@@ -438,6 +463,54 @@ async fn r32_a_changed_upstream_gets_no_old_token_and_a_first_connection_may_com
     assert!(service.shown().is_empty());
     gate.reload(&yaml).expect("it can be used");
     assert_eq!(echo(&gate, &token).await.status, StatusCode::OK, "nothing was deleted");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upstream_that_wants_more_scopes_sends_the_user_to_connect_once() {
+    let service = Service::answering(|_| async {
+        let mut refused = upstream::status(StatusCode::FORBIDDEN);
+        let challenge = "Bearer error=\"insufficient_scope\", scope=\"notes.write\"";
+        let headers = refused.headers_mut();
+        headers.insert("www-authenticate", challenge.parse().expect("a value"));
+        refused
+    })
+    .await;
+    let (gate, all) = connected(&service, None).await;
+    let token = gate.token(&[], &[]);
+    for _ in 0..2 {
+        let answer = echo(&gate, &token).await;
+        assert_eq!(answer.code(), Some(50_202), "{answer:?}");
+    }
+    let person = alice(&gate);
+    assert_eq!(
+        all.state("notes", &person).await.expect("it is read").wanted,
+        ["notes.write"]
+    );
+    // The user was asked for it and connected again; the upstream isn't content.
+    all.adopt("notes", &person, service.grant(None))
+        .await
+        .expect("it is kept");
+    let content = tokio::time::timeout(SOON, async {
+        while echo(&gate, &token).await.code() == Some(50_202) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    content.await.expect("the user isn't sent there again");
+    assert_eq!(echo(&gate, &token).await.status, StatusCode::FORBIDDEN);
+    assert!(service.shown().is_empty(), "no other token would help");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r27_a_bridged_session_goes_on_with_the_recovered_token() {
+    let service = Service::bridged().await;
+    let (gate, _) = connected(&service, None).await;
+    let token = gate.token(&[], &[]);
+    assert_eq!(echo(&gate, &token).await.status, StatusCode::OK);
+    service.revoke_access();
+    for answer in join_all((0..20).map(|_| echo(&gate, &token))).await {
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    }
+    assert_eq!(service.shown(), ["refresh-0"]);
 }
 
 /// Two gateways, one database, one token that is over: 50 calls to each.

@@ -34,7 +34,7 @@ use crate::clock::{Clock, UnixSeconds};
 use crate::oauth::Grant;
 use crate::oauth::login::Login;
 use crate::session;
-use crate::store::{Key, Kind, Store, StoreError, When};
+use crate::store::{Fault, Key, Kind, Store, StoreError, When};
 use crate::telemetry::Metrics;
 
 use row::{MAX_SCOPES, Stored};
@@ -309,7 +309,11 @@ impl Connections {
     async fn held(&self, binding: &Binding, place: &Place, slot: &Slot) -> Result<Arc<Held>, CredentialError> {
         let held = slot.current(self.read(place)).await.map_err(|error| {
             tracing::error!(route = &*binding.route, %error, "connections can't be read");
-            CredentialError::Unreachable("the store of connections")
+            match error.fault {
+                // Its owner can make another; nothing is deleted, for the key may come back.
+                Fault::Sealed { .. } => binding.lacking(NotConnectedReason::NeedsAuth),
+                _ => CredentialError::Unreachable("the store of connections"),
+            }
         })?;
         let held = held.ok_or_else(|| binding.lacking(NotConnectedReason::Missing))?;
         if !binding.fits(&held.stored.grant) || held.stored.over {

@@ -23,8 +23,8 @@ use crate::store::{Lease, StoreError, When};
 
 /// How long one waits for another replica's refresh.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Longer than an issuer may take and the writing after it.
-const LEASE: Duration = Duration::from_secs(60);
+/// Longer than an issuer may take and the writing after it; who dies with it holds the others up for no more than this.
+const LEASE: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long a pair that can't be written is kept and tried.
