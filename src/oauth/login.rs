@@ -249,6 +249,8 @@ impl Login {
             }
             return Err(error.into());
         }
+        // The issuer knows the client.
+        self.registrar.finished();
         let codes = Codes::parse(&answered.body)?;
         polled.push("device_code", codes.device_code.expose());
         Ok(Device {

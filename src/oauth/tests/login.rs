@@ -592,6 +592,22 @@ async fn endpoints_by_hand_are_not_looked_for() {
 }
 
 #[tokio::test]
+async fn r24_a_token_call_ends_when_the_issuer_never_answers() {
+    let scene = Scene::new().await;
+    let login = scene.login(&bare());
+    let mut grant = scene.connect(&login).await;
+    // It takes connections and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/token", silent.local_addr().unwrap());
+    grant.token_endpoint = url.parse().unwrap();
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    let error = login.refresh(&grant).await.err();
+    assert_eq!(error, Some(TokenError::Unreachable("no answer in time")));
+    assert!(began.elapsed() <= std::time::Duration::from_secs(10 + 3));
+}
+
+#[tokio::test]
 async fn a_revocation_names_both_tokens() {
     let scene = Scene::new().await;
     let login = scene.login(&bare());
