@@ -3,6 +3,8 @@
 //! The identity's issuer and the service's authorization server are scripted here, so that each can lie. That real ones and
 //! a real browser get along with the pages is shown in `interop/connect.rs`.
 
+mod terminal;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -90,6 +92,12 @@ impl Script {
                 }
                 reply(StatusCode::OK, &metadata)
             }
+            (&Method::POST, "/device") => reply(
+                StatusCode::OK,
+                &json!({"device_code": "the-device-code", "user_code": "WDJB-MJHT", "interval": 1, "expires_in": 600,
+                    "verification_uri": format!("{url}/device"),
+                    "verification_uri_complete": format!("{url}/device?user_code=WDJB-MJHT")}),
+            ),
             (&Method::POST, "/token") => {
                 let form = url::form_urlencoded::parse(&seen.body).into_owned().collect();
                 self.forms.lock().unwrap().push(form);
@@ -106,6 +114,8 @@ impl Script {
 /// A gate with pages, two services for `corp`, and one for `other` alone.
 struct World {
     gate: Gate,
+    /// The configuration's identities and routes.
+    text: String,
     login: Server,
     service: Server,
     _mcp: Upstream,
@@ -125,6 +135,7 @@ impl World {
         );
         let connection = format!(
             "{{connection: {{issuer: \"{url}\", authorization_endpoint: \"{url}/authorize\", token_endpoint: \"{url}/token\", \
+             device_authorization_endpoint: \"{url}/device\", \
              client_id: gate, client_secret: service-secret, scopes: [read, write]}}}}",
             url = service.url(),
         );
@@ -145,7 +156,9 @@ impl World {
             mcp.url()
         );
         let gate = Gate::with_setup("", Some(&identity), &yaml).await;
+        let identity = identity.replace("{issuer}", gate.issuer.issuer());
         Self {
+            text: format!("identity:\n{identity}{yaml}"),
             gate,
             login,
             service,
