@@ -105,7 +105,7 @@ mod tests {
             "postgres://gate:hunter2@db/d?sslmode=sometimes",
             "hunter2",
         ] {
-            let fault = options(&Secret::new(url)).err().expect("no URL of a database");
+            let fault = options(&Secret::new(url)).expect_err("no URL of a database");
             assert_eq!(fault.reason(), "url");
             assert!(!fault.to_string().contains("hunter2"), "{fault}");
         }
