@@ -225,5 +225,17 @@ pub async fn store(config: &Config) -> Result<Store, String> {
     let sealer = generation::sealer(config, &arc_swap::ArcSwapOption::empty()).map_err(|error| error.to_string())?;
     let clock = crate::clock::Clock::system();
     let opened = Store::open(&config.state, sealer, clock).await;
-    opened.map_err(|error| error.to_string())
+    let store = opened.map_err(|error| error.to_string())?;
+    tell_what_was_put_aside(&store);
+    Ok(store)
+}
+
+/// Says so when the database was damaged: a command has no log.
+pub fn tell_what_was_put_aside(store: &Store) {
+    if let Some(aside) = store.put_aside() {
+        eprintln!(
+            "the database was damaged and was put aside as {}; an empty one is begun, and who was connected must connect again",
+            aside.display()
+        );
+    }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use super::account::tell_what_was_put_aside;
 use crate::clock::Clock;
 use crate::config::{Config, State};
 use crate::session::{KeyFile, Sealer, key_file, load_or_create};
@@ -175,12 +176,7 @@ async fn open(state: &State) -> Result<(Store, Arc<Sealer>), String> {
     let store = Store::open(state, sealer.clone(), Clock::system())
         .await
         .map_err(|error| error.to_string())?;
-    if let Some(aside) = store.put_aside() {
-        eprintln!(
-            "the database was damaged and was put aside as {}; an empty one is begun",
-            aside.display()
-        );
-    }
+    tell_what_was_put_aside(&store);
     Ok((store, sealer))
 }
 

@@ -191,3 +191,16 @@ async fn a_gateway_that_runs_takes_the_new_key_up() {
     assert_eq!(code, Some(0), "{complaints}");
     logged("the new configuration is in force").await;
 }
+
+#[tokio::test]
+async fn a_command_says_that_it_put_a_damaged_database_aside() {
+    let directory = tempfile::tempdir().unwrap();
+    let here = directory.path();
+    configure(here, "{directory: state}");
+    let (code, _, complaints) = run(here, &["keys", "rotate"]).await;
+    assert_eq!((code, &*complaints), (Some(0), ""));
+    fs::write(here.join("state/portcullis.db"), [0xa5; 5000]).unwrap();
+    let (code, _, complaints) = run(here, &["keys", "rotate"]).await;
+    assert_eq!(code, Some(0), "{complaints}");
+    assert!(complaints.contains("portcullis.db.corrupt-"), "{complaints}");
+}
