@@ -254,6 +254,14 @@ fn diagnostics_are_these() {
             "p.yaml:2:148: routes.r.credential.client_credentials.private_key: client_secret and private_key are alternatives; keep one of them",
         ),
         (
+            "routes:\n  r: {path: /m, anonymous: true, upstream: 'http://h/', credential: {client_credentials: {client_id: i, client_secret: '${env:LONG}'}}}",
+            "p.yaml:2:120: routes.r.credential.client_credentials.client_secret: nothing says whose client this secret makes the gate, and the server must not; set issuer, or token_endpoint",
+        ),
+        (
+            "routes:\n  r: {path: /m, anonymous: true, upstream: 'http://h/', credential: {client_credentials: {client_id: i, private_key: '${env:LONG}'}}}",
+            "p.yaml:2:118: routes.r.credential.client_credentials.private_key: this is no private key in PEM (PKCS #8, PKCS #1 or SEC1); openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 makes a good one",
+        ),
+        (
             "routes:\n  r: {path: /m, anonymous: true, upstream: 'http://h/', credential: {client_credentials: {client_id: i, client_auth: none, key_id: k}}}",
             "p.yaml:2:132: routes.r.credential.client_credentials.key_id: key_id says nothing without private_key; set private_key, or drop it",
         ),

@@ -69,6 +69,7 @@ async fn an_assertion_is_verified_with_the_published_keys() {
     );
     assert_eq!(claims["act"]["sub"], "portcullis-demo");
     assert_eq!(claims["roles"], json!(["notes-editor"]));
+    gate.running.shutdown().await;
     let audit = std::fs::read_to_string(gate.directory.path().join("audit.jsonl")).expect("it is written");
     assert!(audit.contains(r#""credential":"assertion""#), "{audit}");
     assert!(!audit.contains(&assertion));
