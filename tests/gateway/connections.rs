@@ -96,14 +96,23 @@ impl Service {
         })
         .await;
         let (handler, accepted) = (Arc::new(handler), tokens.clone());
+        let named = format!("http://localhost:{}", issuer.address.port());
         let checking = move |seen: Seen| {
+            let metadata = seen
+                .target
+                .starts_with("/.well-known/oauth-protected-resource")
+                .then(|| {
+                    let resource = format!("http://{}/mcp", seen.headers["host"].to_str().expect("text"));
+                    json_reply(&json!({"resource": resource, "authorization_servers": [named]}))
+                });
             let bearer = format!("Bearer {}", accepted.lock().expect("no panic").access);
             let known = seen.headers.get("authorization").is_some_and(|value| *value == bearer);
             let handler = handler.clone();
             async move {
-                match known {
-                    true => handler(seen).await,
-                    false => upstream::status(StatusCode::UNAUTHORIZED),
+                match (metadata, known) {
+                    (Some(metadata), _) => metadata,
+                    (None, true) => handler(seen).await,
+                    (None, false) => upstream::status(StatusCode::UNAUTHORIZED),
                 }
             }
         };
@@ -168,19 +177,26 @@ impl Service {
 
     /// The refresh tokens that the issuer was shown.
     fn shown(&self) -> Vec<String> {
+        let seen = self.issuer.seen();
+        let asked = seen.iter().filter(|seen| seen.target == "/token");
         let form = |seen: &Seen| {
             let pairs = url::form_urlencoded::parse(&seen.body).into_owned();
-            pairs
-                .into_iter()
-                .find(|(name, _)| name == "refresh_token")
-                .expect("a refresh")
-                .1
+            let token = pairs.into_iter().find(|(name, _)| name == "refresh_token");
+            token.expect("a refresh").1
         };
-        self.issuer.seen().iter().map(form).collect()
+        asked.map(form).collect()
     }
 }
 
 fn issue(tokens: &mut Tokens, seen: &Seen) -> Response<Body> {
+    if seen.target.starts_with("/.well-known/") {
+        let issuer = format!("http://{}", seen.headers["host"].to_str().expect("text"));
+        return json_reply(&json!({
+            "issuer": issuer, "authorization_endpoint": format!("{issuer}/authorize"),
+            "token_endpoint": format!("{issuer}/token"), "response_types_supported": ["code"],
+            "code_challenge_methods_supported": ["S256"],
+        }));
+    }
     let refuse = |error: &str, status| {
         let mut answer = json_reply(&json!({"error": error, "error_description": tokens.refresh}));
         *answer.status_mut() = status;
@@ -622,6 +638,32 @@ async fn h_r29_a_token_file_that_a_cron_job_rewrites_is_used_at_once() {
         "{credential}"
     );
     assert!(!credential.to_string().contains("access-"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r30_an_ended_token_at_a_cold_start_is_refreshed_at_the_issuer_that_is_found_on_another_host() {
+    let service = Service::start().await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("tokens.json");
+    fs::write(&path, file_tokens(&service, Clock::system().now() - 1)).expect("a file");
+    let yaml = format!(
+        "routes:\n  notes:\n    path: /notes/mcp\n    upstream: {}\n    credential:\n      token_file:\n        \
+         path: {}\n        issuer: http://localhost:{}\n        client_id: gate\n        client_secret: {SECRET}\n",
+        service.upstream.url(),
+        path.display(),
+        service.issuer.address.port()
+    );
+    let gate = Gate::with_yaml(&yaml).await;
+    let answer = echo(&gate, &gate.token(&[], &[])).await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    assert_eq!(service.shown(), ["refresh-0"]);
+    for seen in service.upstream.seen() {
+        let old = seen
+            .headers
+            .get("authorization")
+            .is_some_and(|value| value == "Bearer access-0");
+        assert!(!old, "the old token is not tried first");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
