@@ -8,7 +8,7 @@
 //! | `GET /connect/callback` | the service's authorization server sends it back | the account is connected |
 //! | `POST /connect/disconnect`, `POST /connect/logout` | a form of ours | |
 //!
-//! 1. Whoever is signed in is the same person as a caller of that identity with that subject ([`Visitor`]), and sees the
+//! 1. Whoever is signed in is the same person as a caller of that identity with that subject, and sees the
 //!    routes that take their identity and have a `connection`, no others.
 //! 2. A form is ours when `Sec-Fetch-Site` and `Origin`, where they come, say so, and when it carries the token of the
 //!    visit. Everything that changes something is such a form; a link changes nothing.
@@ -164,6 +164,11 @@ impl Pages {
     /// # Errors
     /// A key of the configuration and why it can't be used, in words for the operator.
     pub fn new(parts: Parts) -> Result<Option<Self>, (String, String)> {
+        let taken = parts.routes.iter().find(|route| {
+            let path = &route.config.path;
+            route.config.host.is_none() && Place::of(path).is_some()
+        });
+        let taken = taken.map(|route| format!("routes.{}.path", route.name()));
         let services: Vec<Service> = parts
             .routes
             .into_iter()
@@ -174,6 +179,9 @@ impl Pages {
             .collect();
         if services.is_empty() {
             return Ok(None);
+        }
+        if let Some(key) = taken {
+            return Err((key, "users' pages are there; give the route another path".to_owned()));
         }
         let mut sign_ins = Vec::new();
         for identity in &parts.identities {

@@ -1038,6 +1038,10 @@ async fn without_a_connection_there_are_no_pages() {
     ] {
         assert_eq!(browser.get(path).await.status, StatusCode::NOT_FOUND, "{path}");
     }
+    let (_, routes) = world.text.split_once("routes:").expect("routes");
+    let taken = format!("routes:{}", routes.replace("path: /plain/mcp", "path: /connect"));
+    let error = world.gate.reload(&taken).expect_err("the path is taken").to_string();
+    assert!(error.contains("routes.plain.path"), "{error}");
     let mut head = world.browser();
     assert_eq!(
         head.send(Method::HEAD, "/connect", &[], "").await.status,
