@@ -115,10 +115,70 @@ fn read(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::json;
 
-    use super::super::testing;
+    use super::super::testing::{self, Issuer, SigningKey};
     use super::*;
+    use crate::clock::Clock;
+    use crate::config::{Client, ClientProof, UserLogin};
+
+    #[tokio::test]
+    async fn the_identitys_own_keys_vouch_also_where_its_issuer_is_asked_about_tokens() {
+        let (key, stranger) = (SigningKey::es256("one"), SigningKey::es256("one"));
+        let issuer = Issuer::start(&[&key]).await;
+        let login = || {
+            Some(UserLogin {
+                client: Client {
+                    id: "gate".to_owned(),
+                    proof: ClientProof::None,
+                },
+                scopes: vec!["openid".to_owned()],
+            })
+        };
+        let corp = Identity {
+            login: login(),
+            ..testing::identity("corp", &issuer.url)
+        };
+        let opaque = Identity {
+            login: login(),
+            ..testing::asking("opaque", &issuer.url)
+        };
+        let identities = [corp, opaque, testing::asking("nobody", &issuer.url)].map(Arc::new);
+        let clock = Clock::fixed(950);
+        let authenticator = Authenticator::new(&identities, Arc::default(), clock, Arc::new(|_| {})).unwrap();
+        let claims = json!({"iss": issuer.url, "aud": "gate", "sub": "ada", "nonce": "n", "exp": 1_000});
+        let good = key.token(&claims);
+        for identity in ["corp", "opaque"] {
+            let ada = authenticator.signed_in(identity, &good, "gate", "n").await.unwrap();
+            assert_eq!(ada.subject, "ada", "{identity}");
+            for (name, value, reason) in [
+                ("typ", "at+jwt", "type"),
+                ("alg", "none", "algorithm"),
+                ("alg", "HS256", "algorithm"),
+                ("crit", "x", "critical_header"),
+            ] {
+                let mut header = key.header();
+                header[name] = value.into();
+                let token = key.token_with(&header, &claims);
+                let refused = authenticator
+                    .signed_in(identity, &token, "gate", "n")
+                    .await
+                    .unwrap_err();
+                assert_eq!(refused.reason(), reason, "{identity} {header}");
+            }
+            let forged = stranger.token(&claims);
+            let refused = authenticator
+                .signed_in(identity, &forged, "gate", "n")
+                .await
+                .unwrap_err();
+            assert_eq!(refused.reason(), "signature", "{identity}");
+        }
+        // Where nobody logs in there are no keys, and nobody is let in by chance.
+        let refused = authenticator.signed_in("nobody", &good, "gate", "n").await.unwrap_err();
+        assert_eq!(refused.reason(), "keys_unavailable");
+    }
 
     #[test]
     fn the_claims_are_for_this_sign_in() {
