@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, StatusCode};
+use http_body_util::BodyExt;
 use portcullis::authn::Principal;
 use portcullis::clock::Clock;
 use portcullis::config::{Database, State};
@@ -18,14 +19,14 @@ use serde_json::{Value, json};
 use super::gate::{Answer, Gate, call};
 use super::upstream::{Seen, Upstream, json_reply, result, status};
 
-const LOGIN: &str = "    login: {client_id: pages, client_secret: four-words-in-a-row}\n";
-const OURS: &str = "portcullis/connect";
+pub const LOGIN: &str = "    login: {client_id: pages, client_secret: four-words-in-a-row}\n";
+pub const OURS: &str = "portcullis/connect";
 
-async fn gate(upstream: &Upstream, login: &str, extra: &str) -> Gate {
+pub async fn gate(upstream: &str, login: &str, extra: &str) -> Gate {
     let identity = format!("  corp:\n    issuer: {{issuer}}\n{login}");
     let to = match extra.contains("upstream:") {
         true => String::new(),
-        false => format!("    upstream: {}\n", upstream.url()),
+        false => format!("    upstream: {upstream}\n"),
     };
     let route = format!(
         "routes:\n  notes:\n    path: /notes/mcp\n{to}    credential:\n      connection: {{issuer: 'https://login.example', \
@@ -35,7 +36,7 @@ async fn gate(upstream: &Upstream, login: &str, extra: &str) -> Gate {
 }
 
 /// The gate's store, as another process of the same gate has it.
-async fn connections(gate: &Gate) -> Arc<Connections> {
+pub async fn connections(gate: &Gate) -> Arc<Connections> {
     let directory = gate.directory.path().join("state");
     let (sealer, _) = load_or_create(&directory).expect("the gate has made one");
     let state = State {
@@ -47,7 +48,7 @@ async fn connections(gate: &Gate) -> Arc<Connections> {
     Connections::new(store.expect("a store"), Clock::system(), Metrics::new())
 }
 
-fn alice(gate: &Gate) -> Person {
+pub fn alice(gate: &Gate) -> Person {
     Person::of(&Principal {
         identity: Some("corp".into()),
         issuer: gate.issuer.issuer().to_owned(),
@@ -57,13 +58,13 @@ fn alice(gate: &Gate) -> Person {
     .expect("she is somebody")
 }
 
-async fn connect(gate: &Gate, upstream: &Upstream) {
+pub async fn connect(gate: &Gate, upstream: &str) {
     let grant = Grant {
         issuer: "https://login.example".to_owned(),
         token_endpoint: "https://login.example/token".parse().expect("a URL"),
         revocation_endpoint: None,
         resource: None,
-        upstream: upstream.url(),
+        upstream: upstream.to_owned(),
         client: ClientRecord {
             id: "gate".to_owned(),
             secret: None,
@@ -114,7 +115,7 @@ async fn in_session(gate: &Gate, session: &str, body: &Value) -> Answer {
     gate.send(request).await
 }
 
-fn page(gate: &Gate) -> String {
+pub fn page(gate: &Gate) -> String {
     format!("{}/connect?route=notes", gate.running.url())
 }
 
@@ -136,7 +137,7 @@ fn asserts_words(answer: &Answer, status: StatusCode, gate: &Gate) {
 #[tokio::test]
 async fn who_has_not_connected_is_told_where_to_in_a_form_their_client_survives() {
     let upstream = Upstream::tools(1).await;
-    let gate = gate(&upstream, LOGIN, "").await;
+    let gate = gate(&upstream.url(), LOGIN, "").await;
     let token = gate.reader();
     for capabilities in [
         json!({}),
@@ -215,7 +216,7 @@ async fn who_has_not_connected_is_told_where_to_in_a_form_their_client_survives(
 #[tokio::test]
 async fn denials_and_logins_decide_what_is_said() {
     let upstream = Upstream::tools(1).await;
-    let in_band = gate(&upstream, LOGIN, "    denials: in_band\n").await;
+    let in_band = gate(&upstream.url(), LOGIN, "    denials: in_band\n").await;
     let answer = in_band.legacy(&in_band.reader(), &call("echo")).await;
     let result = &answer.json()["result"];
     assert_eq!((answer.status, &result["isError"]), (StatusCode::OK, &json!(true)));
@@ -225,12 +226,12 @@ async fn denials_and_logins_decide_what_is_said() {
             .is_some_and(|text| text.contains(&page(&in_band)))
     );
 
-    let by_status = gate(&upstream, LOGIN, "    denials: status\n").await;
+    let by_status = gate(&upstream.url(), LOGIN, "    denials: status\n").await;
     let answer = by_status.legacy(&by_status.reader(), &call("echo")).await;
     asserts_words(&answer, StatusCode::FORBIDDEN, &by_status);
 
     // Nobody can log in to the page, so that nobody is sent there.
-    let headless = gate(&upstream, "", "").await;
+    let headless = gate(&upstream.url(), "", "").await;
     let answer = modern(&headless, "tools/call", echo(), opens_pages()).await;
     assert_eq!((answer.status, answer.code()), (StatusCode::FORBIDDEN, Some(50_202)));
     let error = &answer.json()["error"];
@@ -242,7 +243,7 @@ async fn denials_and_logins_decide_what_is_said() {
 #[tokio::test]
 async fn who_declines_is_not_asked_again() {
     let upstream = Upstream::tools(1).await;
-    let gate = gate(&upstream, LOGIN, "").await;
+    let gate = gate(&upstream.url(), LOGIN, "").await;
     for action in ["decline", "cancel"] {
         let mut params = echo();
         params["inputResponses"] = json!({OURS: {"action": action}});
@@ -255,13 +256,14 @@ async fn who_declines_is_not_asked_again() {
 #[tokio::test]
 async fn a_retry_waits_for_its_user_and_the_server_never_sees_what_they_said_to_the_gate() {
     let upstream = Upstream::tools(1).await;
-    let gate = gate(&upstream, LOGIN, "").await;
+    let gate = gate(&upstream.url(), LOGIN, "").await;
     let mut params = echo();
     params["inputResponses"] = json!({OURS: {"action": "accept"}, "theirs": {"action": "accept"}});
     params["requestState"] = "theirs".into();
+    let url = upstream.url();
     let (answer, ()) = tokio::join!(
         modern(&gate, "tools/call", params.clone(), opens_pages()),
-        connect(&gate, &upstream)
+        connect(&gate, &url)
     );
     assert_eq!(answer.status, StatusCode::OK);
     assert_eq!(answer.json()["result"]["content"][0]["text"], "echo");
@@ -286,8 +288,8 @@ async fn a_retry_waits_for_its_user_and_the_server_never_sees_what_they_said_to_
 #[tokio::test]
 async fn a_legacy_session_remembers_that_its_client_opens_pages() {
     let upstream = Upstream::tools(1).await;
-    let gate = gate(&upstream, LOGIN, "").await;
-    connect(&gate, &upstream).await;
+    let gate = gate(&upstream.url(), LOGIN, "").await;
+    connect(&gate, &upstream.url()).await;
     let mut sessions = Vec::new();
     for capabilities in [opens_pages(), json!({})] {
         let answer = gate.legacy(&gate.reader(), &initialize(&capabilities)).await;
@@ -312,6 +314,50 @@ async fn a_legacy_session_remembers_that_its_client_opens_pages() {
 }
 
 #[tokio::test]
+async fn an_http_sse_client_hears_it_on_its_stream_and_opens_no_page() {
+    let upstream = Upstream::sse().await;
+    let gate = gate(&upstream.url(), LOGIN, "").await;
+    connect(&gate, &upstream.url()).await;
+    let token = gate.reader();
+    let request = gate.request(http::Method::GET, &token, String::new());
+    let mut stream = gate.open(request).await.into_body();
+    let endpoint = next_data(&mut stream).await;
+    let gone = connections(&gate).await.forget("notes", &alice(&gate), None).await;
+    assert!(gone.expect("a store"));
+    // What it declares at 2024-11-05 is no promise that it can do what came in 2025-11-25.
+    let told = loop {
+        let mut request = gate.post(&token, &initialize(&opens_pages()));
+        *request.uri_mut() = endpoint.parse().expect("a URL");
+        assert_eq!(gate.send(request).await.status, StatusCode::ACCEPTED);
+        let told: Value = serde_json::from_str(&next_data(&mut stream).await).expect("JSON");
+        if told["error"].is_object() {
+            break told;
+        }
+    };
+    assert_eq!(
+        (&told["error"]["code"], &told["id"]),
+        (&json!(50_202), &json!(1)),
+        "{told}"
+    );
+    assert_eq!(told["error"]["data"]["connect_url"], page(&gate));
+}
+
+/// The data of the next event.
+async fn next_data(stream: &mut hyper::body::Incoming) -> String {
+    loop {
+        let frame = tokio::time::timeout(std::time::Duration::from_secs(10), stream.frame()).await;
+        let frame = frame.expect("in time").expect("it goes on").expect("it is whole");
+        let text = frame
+            .into_data()
+            .map(|data| String::from_utf8_lossy(&data).into_owned());
+        let text = text.unwrap_or_default();
+        if let Some(data) = text.lines().find_map(|line| line.strip_prefix("data: ")) {
+            return data.to_owned();
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_wants_more_than_was_granted_is_connected_again() {
     let wants_more = |seen: Seen| async move {
         let asked = seen.json();
@@ -333,12 +379,12 @@ async fn a_server_that_wants_more_than_was_granted_is_connected_again() {
         for capabilities in [opens_pages(), json!({})] {
             let upstream = Upstream::start(wants_more).await;
             let gate = gate(
-                &upstream,
+                &upstream.url(),
                 LOGIN,
                 &format!("    upstream: {{urls: ['{}'], era: {era}}}\n", upstream.url()),
             )
             .await;
-            connect(&gate, &upstream).await;
+            connect(&gate, &upstream.url()).await;
             let answer = modern(&gate, "tools/call", echo(), capabilities.clone()).await;
             if capabilities == opens_pages() {
                 assert_eq!(answer.status, StatusCode::OK, "{era}: {answer:?}");

@@ -3,6 +3,7 @@
 //! Each pair runs twice on fresh servers, directly and through the gate; the clients print what happened, step by step, and
 //! both reports must be equal. What the clients and servers are stands in `tests/interop/README.md`.
 
+mod asked;
 mod bound;
 mod bridged;
 mod connect;
