@@ -5,6 +5,7 @@
 //! 2. Then it runs through the gate. What passed without it must pass with it.
 //! 3. [`Pair::different`] lists what may not, with reasons. One that passes after all is stale, and fails the test too.
 
+mod client;
 mod contents;
 mod handler;
 mod server;

@@ -7,10 +7,13 @@ mod asked;
 mod bound;
 mod bridged;
 mod connect;
+mod connections;
 mod exchange;
+mod gate_process;
 mod hop;
+mod own_tokens;
 mod tokens;
-mod world;
+pub mod world;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -97,3 +97,109 @@ async fn n_the_upstream_sees_another_token_for_itself_and_a_refused_call_has_non
     assert_eq!(upstream.requests().await, before);
     assert_eq!(before.1, 0);
 }
+
+/// Enterprise-managed authorization: the callers' issuer vouches, the upstream's own issuer believes it, and the upstream takes
+/// only what that one gives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_identity_assertion_is_turned_into_a_token_of_the_upstreams_issuer() {
+    let (callers, own) = tokio::join!(Issuer::start(&[]), Issuer::start(&[]));
+    let upstream = Protected::start(&own, &[]).await;
+    own.set(&json!({"trusts": callers.url()})).await;
+    let client = "client_id: gate, client_secret: gate-secret";
+    let routes = format!(
+        "routes:
+  notes:
+    path: /notes/mcp
+    upstream: \"{}\"
+    credential:
+      exchange:
+        token_endpoint: \"{}/token\"
+        {}
+        audience: \"{}\"
+        resource: \"{}\"
+        requested_token_type: id_jag
+        jwt_bearer: {{token_endpoint: \"{}/token\", {client}, scopes: [mcp.use]}}
+",
+        upstream.url(),
+        callers.url(),
+        client.replace(", ", "\n        "),
+        own.url(),
+        upstream.url(),
+        own.url(),
+    );
+    let identity = format!("  corp: {{issuer: \"{}\"}}\n", callers.url());
+    let gate = Gate::with_setup("", Some(&identity), &routes).await;
+    for (caller, subject) in [(JS, "alice"), (PYTHON, "bob")] {
+        let token = callers
+            .token(&json!({"resource": gate.url(), "sub": subject, "client_id": "agent"}))
+            .await;
+        let seen = answer(caller, &gate.url(), &token, &["--calls", "5"]).await;
+        let claims = &seen["claims"];
+        assert_eq!(
+            (&claims["iss"], &claims["sub"], &claims["aud"], &claims["client_id"]),
+            (
+                &json!(own.url()),
+                &json!(subject),
+                &json!(upstream.url()),
+                &json!("gate")
+            ),
+            "{seen:#}"
+        );
+    }
+    // One of each step for each caller, the second with what the first gave.
+    let vouched = callers.asked(EXCHANGE).await;
+    let believed = own.asked("urn:ietf:params:oauth:grant-type:jwt-bearer").await;
+    assert_eq!((vouched.len(), believed.len()), (2, 2), "{vouched:#?} {believed:#?}");
+    for step in vouched.iter().chain(&believed) {
+        assert_eq!(step["status"], 200, "{step:#}");
+    }
+    assert_eq!(
+        vouched[0]["params"]["requested_token_type"],
+        "urn:ietf:params:oauth:token-type:id-jag"
+    );
+    // Refused by the second, nothing goes to the upstream.
+    own.set(&json!({"trusts": null})).await;
+    let carol = callers.token(&json!({"resource": gate.url(), "sub": "carol"})).await;
+    let before = upstream.requests().await;
+    let refused = gate
+        .modern(&carol, "tools/call", json!({"name": "whoami", "arguments": {}}))
+        .await;
+    assert_eq!((refused.status.as_u16(), refused.code()), (502, Some(50_201)));
+    assert_eq!(upstream.requests().await, before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_acts_for_the_caller_is_in_the_token_and_so_is_every_audience() {
+    let issuer = Issuer::start(&[]).await;
+    let upstream = Protected::start(&issuer, &["--audience", "notes", "--scope", ""]).await;
+    let actor = tempfile::NamedTempFile::new().expect("a file");
+    let token = issuer.token(&json!({"resource": issuer.url(), "sub": "robot-7"})).await;
+    std::fs::write(actor.path(), token).expect("written");
+    let identity = format!("  corp: {{issuer: \"{}\"}}\n", issuer.url());
+    for (source, acts) in [
+        (format!("{{file: \"{}\"}}", actor.path().display()), "robot-7"),
+        ("{client_credentials: true}".to_owned(), "gate"),
+    ] {
+        let routes = format!(
+            "routes:
+  notes:
+    path: /notes/mcp
+    upstream: \"{}\"
+    credential: {{exchange: {{token_endpoint: \"{}/token\", client_id: gate, client_secret: gate-secret, audience: [notes, files], actor: {source}}}}}
+",
+            upstream.url(),
+            issuer.url(),
+        );
+        let gate = Gate::with_setup("", Some(&identity), &routes).await;
+        let token = issuer
+            .token(&json!({"resource": gate.url(), "client_id": "agent"}))
+            .await;
+        let seen = answer(JS, &gate.url(), &token, &[]).await;
+        let claims = &seen["claims"];
+        assert_eq!(
+            (&claims["sub"], &claims["act"]["sub"], &claims["aud"]),
+            (&json!("alice"), &json!(acts), &json!(["notes", "files"])),
+            "{seen:#}"
+        );
+    }
+}

@@ -5,35 +5,36 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::RootCertStore;
+use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
 use tokio::process::Child;
 
 use super::{NODE, PY2, command, listening, reported};
 
 /// How an SDK calls: its program, and what it is told.
-pub(super) type Caller = (&'static str, &'static [&'static str]);
+pub type Caller = (&'static str, &'static [&'static str]);
 
-pub(super) const JS: Caller = (NODE, &["tests/interop/clients/call.mjs"]);
-pub(super) const JS_LEGACY: Caller = (NODE, &["tests/interop/clients/call.mjs", "--sdk", "v1"]);
-pub(super) const PYTHON: Caller = (PY2, &["tests/interop/clients/call.py"]);
+pub const JS: Caller = (NODE, &["tests/interop/clients/call.mjs"]);
+pub const JS_LEGACY: Caller = (NODE, &["tests/interop/clients/call.mjs", "--sdk", "v1"]);
+pub const PYTHON: Caller = (PY2, &["tests/interop/clients/call.py"]);
 
 /// Calls a tool with an SDK: `{answers, errors}`.
-pub(super) async fn calls((program, arguments): Caller, url: &str, token: &str, more: &[&str]) -> Value {
+pub async fn calls((program, arguments): Caller, url: &str, token: &str, more: &[&str]) -> Value {
     let mut caller = command(program, arguments);
     reported(caller.arg(url).args(["--token", token]).args(more)).await
 }
 
 /// The one answer of one call that was answered.
-pub(super) async fn answer(caller: Caller, url: &str, token: &str, more: &[&str]) -> Value {
+pub async fn answer(caller: Caller, url: &str, token: &str, more: &[&str]) -> Value {
     let report = calls(caller, url, token, more).await;
     assert_eq!(report["errors"], json!([]), "{caller:?}: {report:#}");
     report["answers"][0].clone()
 }
 
 /// A script of `servers/` that listens.
-pub(super) struct Process {
+pub struct Process {
     _child: Child,
-    pub(super) url: String,
+    pub url: String,
     http: reqwest::Client,
 }
 
@@ -64,12 +65,12 @@ impl Process {
     }
 
     /// What it tells of itself.
-    pub(super) async fn get(&self, path: &str) -> Value {
+    pub async fn get(&self, path: &str) -> Value {
         let answer = self.http.get(format!("{}{path}", self.url)).send().await;
         answer.expect("an answer").json().await.expect("JSON")
     }
 
-    pub(super) async fn post(&self, path: &str, body: &Value) -> Value {
+    pub async fn post(&self, path: &str, body: &Value) -> Value {
         let asked = self.http.post(format!("{}{path}", self.url)).json(body).send().await;
         let answer = asked.expect("an answer");
         assert!(answer.status().is_success(), "{path}: {}", answer.status());
@@ -78,31 +79,45 @@ impl Process {
 }
 
 /// npm oidc-provider.
-pub(super) struct Issuer(pub(super) Process);
+pub struct Issuer(pub(super) Process);
 
 impl Issuer {
-    pub(super) async fn start(arguments: &[&str]) -> Self {
+    pub async fn start(arguments: &[&str]) -> Self {
         let all = [&["tests/interop/servers/oidc.mjs"], arguments].concat();
         Self(Process::start(NODE, &all, "http://127.0.0.1", RootCertStore::empty()).await)
     }
 
-    pub(super) fn url(&self) -> &str {
+    /// The same over TLS, at `localhost`.
+    pub async fn with_tls(root: &CertificateDer<'_>, certificate: &str, key: &str) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots.add(root.clone().into_owned()).expect("a root");
+        let all = [
+            "tests/interop/servers/oidc.mjs",
+            "--certificate",
+            certificate,
+            "--key",
+            key,
+        ];
+        Self(Process::start(NODE, &all, "https://localhost", roots).await)
+    }
+
+    pub fn url(&self) -> &str {
         &self.0.url
     }
 
     /// A token without the dance: `asked` is at least the resource.
-    pub(super) async fn token(&self, asked: &Value) -> String {
+    pub async fn token(&self, asked: &Value) -> String {
         let granted = self.0.post("/token-for", asked).await;
         granted["access_token"].as_str().expect("a token").to_owned()
     }
 
     /// Changes how it behaves.
-    pub(super) async fn set(&self, settings: &Value) {
+    pub async fn set(&self, settings: &Value) {
         self.0.post("/control/set", settings).await;
     }
 
     /// Requests to its token endpoint with this grant, as it saw them.
-    pub(super) async fn asked(&self, grant: &str) -> Vec<Value> {
+    pub async fn asked(&self, grant: &str) -> Vec<Value> {
         let seen = self.0.get("/control/seen").await;
         let seen = seen.as_array().expect("a list").iter();
         seen.filter(|request| request["params"]["grant_type"] == grant)
@@ -112,11 +127,11 @@ impl Issuer {
 }
 
 /// FastMCP as a resource server.
-pub(super) struct Protected(pub(super) Process);
+pub struct Protected(pub(super) Process);
 
 impl Protected {
     /// One that takes the issuer's tokens.
-    pub(super) async fn start(issuer: &Issuer, arguments: &[&str]) -> Self {
+    pub async fn start(issuer: &Issuer, arguments: &[&str]) -> Self {
         let all = [
             &["tests/interop/servers/protected.py", "--issuer", issuer.url()],
             arguments,
@@ -125,12 +140,17 @@ impl Protected {
         Self(Process::start(PY2, &all, "http://127.0.0.1", RootCertStore::empty()).await)
     }
 
-    pub(super) fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("{}/mcp", self.0.url)
     }
 
+    /// Takes no token any more that it has seen.
+    pub async fn expire(&self) {
+        self.0.post("/control/expire", &json!({})).await;
+    }
+
     /// Requests with a token that it took, and with one that it refused.
-    pub(super) async fn requests(&self) -> (u64, u64) {
+    pub async fn requests(&self) -> (u64, u64) {
         let seen = self.0.get("/control/seen").await;
         let count = |kind: &str| seen["requests"][kind].as_u64().expect("a number");
         (count("taken"), count("refused"))

@@ -26,8 +26,10 @@ export class Grants {
       .sign(this.key.privateKey);
   }
 
-  // A token of this issuer's own; its claims.
+  // A token of this issuer's own; its claims. A client's token that is for no resource is opaque.
   async own(token, kind) {
+    const opaque = !token?.includes('.') && (await this.provider.ClientCredentials.find(token));
+    if (opaque) return { client_id: opaque.clientId };
     try {
       return (await jwtVerify(token, this.key.publicKey, { issuer: this.issuer })).payload;
     } catch (error) {
@@ -107,6 +109,7 @@ export class Grants {
   }
 
   register(provider) {
+    this.provider = provider;
     const targets = ['audience', 'resource'];
     const asked = ['subject_token', 'subject_token_type', 'actor_token', 'actor_token_type', 'requested_token_type', 'scope', ...targets];
     provider.registerGrantType(EXCHANGE, (ctx) => this.exchange(ctx), asked, targets);

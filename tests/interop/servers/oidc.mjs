@@ -10,7 +10,8 @@
 //
 // --certificate F --key F speaks TLS itself, and knows clients by their certificates (RFC 8705).
 //
-// --client-documents FROM=TO: a client id metadata document at FROM… is fetched from TO…, where there is nobody of that name.
+// --client-documents ORIGIN: reads client id metadata documents of this https origin, at the address that a test sets: there is nobody of
+// that name on loopback.
 //
 // Also POST /token-for {resource, scope?, sub?, client_id?, lifetime?} answers a token at once, for tests that are not about the dance, and
 // /control/ tells tests what happened and makes things happen: see the end of this file.
@@ -44,6 +45,8 @@ const settings = {
   jagClient: 'gate',
   // Audiences and resources that no token is exchanged for.
   refused: [],
+  // Where `--client-documents` really are.
+  documents: null,
   // The token endpoint's answer instead of its own: {status, body, times}.
   broken: null,
   scope: values.scope,
@@ -64,7 +67,7 @@ await new Promise((resolve) => server.listen(Number(values.port), '127.0.0.1', r
 const issuer = values.issuer ?? `${tls ? 'https://localhost' : 'http://127.0.0.1'}:${server.address().port}`;
 
 const secret = { client_secret: 'gate-secret', redirect_uris: [], response_types: [] };
-const [from, to] = values['client-documents']?.split('=') ?? [];
+const documents = values['client-documents'];
 const provider = new Provider(issuer, {
   jwks: { keys: [key] },
   cookies: { keys: ['interop'] },
@@ -96,9 +99,9 @@ const provider = new Provider(issuer, {
     IdToken: 600,
   },
   fetch: (url, options) => {
-    const target = from && String(url).startsWith(from) ? to + String(url).slice(from.length) : url;
+    if (!documents || !String(url).startsWith(`${documents}/`)) return globalThis.fetch(url, options);
     // The library's dispatcher refuses loopback, where the documents of tests are.
-    return globalThis.fetch(target, target === url ? options : { ...options, dispatcher: undefined });
+    return globalThis.fetch(settings.documents + String(url).slice(documents.length), { ...options, dispatcher: undefined });
   },
   features: {
     devInteractions: { enabled: false },
@@ -107,7 +110,7 @@ const provider = new Provider(issuer, {
     introspection: { enabled: true },
     clientCredentials: { enabled: true },
     deviceFlow: { enabled: true },
-    clientIdMetadataDocument: { enabled: from !== undefined, ack: 'draft-02' },
+    clientIdMetadataDocument: { enabled: documents !== undefined, ack: 'draft-02' },
     mTLS: {
       enabled: Boolean(tls),
       selfSignedTlsClientAuth: true,
