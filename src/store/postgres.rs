@@ -88,7 +88,6 @@ mod tests {
             ("postgres://u:p@127.0.0.1:6432/d", PgSslMode::Prefer),
             ("postgres://u:p@[::1]/d", PgSslMode::Prefer),
             ("postgres://u:p@%2Frun%2Fpostgresql/d", PgSslMode::Prefer),
-            ("postgres://u:p@/d?host=/run/postgresql", PgSslMode::Prefer),
         ] {
             let options = options(&Secret::new(url)).unwrap_or_else(|fault| panic!("{url}: {fault}"));
             assert_eq!(format!("{:?}", options.get_ssl_mode()), format!("{mode:?}"), "{url}");
