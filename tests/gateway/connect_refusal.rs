@@ -197,6 +197,7 @@ async fn who_has_not_connected_is_told_where_to_in_a_form_their_client_survives(
         "portcullis_mcp_requests_total{route=\"notes\",method=\"tools/call\",tool=\"_other\",outcome=\"denied\"}",
     );
     assert_eq!(denied, Some(6.0));
+    gate.running.shutdown().await;
     let audit = std::fs::read_to_string(gate.directory.path().join("audit.jsonl")).expect("an audit");
     let lines: Vec<Value> = audit
         .lines()
