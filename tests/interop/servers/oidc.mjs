@@ -100,8 +100,9 @@ const provider = new Provider(issuer, {
   },
   fetch: (url, options) => {
     if (!documents || !String(url).startsWith(`${documents}/`)) return globalThis.fetch(url, options);
-    // The library's dispatcher refuses loopback, where the documents of tests are.
-    return globalThis.fetch(settings.documents + String(url).slice(documents.length), { ...options, dispatcher: undefined });
+    // The library's dispatcher refuses loopback, where the documents of tests are, and its patience is for quick machines.
+    const ours = { ...options, dispatcher: undefined, signal: AbortSignal.timeout(20_000) };
+    return globalThis.fetch(settings.documents + String(url).slice(documents.length), ours);
   },
   features: {
     devInteractions: { enabled: false },
