@@ -22,7 +22,8 @@
 //! | balance, dial, send | [`upstream`] | which server answers |
 //! | reply to caller | [`reply`] | what of the answer the caller may see |
 //!
-//! Across all of them: [`config`], [`secret`], [`clock`], [`store`], [`telemetry`], [`admin`], [`cli`] and [`gateway`], which turns
+//! Across all of them: [`config`], [`secret`], [`clock`], [`oauth`] (the gateway as a client of issuers), [`store`], [`telemetry`],
+//! [`admin`], [`cli`] and [`gateway`], which turns
 //! a [`config::Config`] into a running service.
 
 pub mod admin;

@@ -4,7 +4,7 @@
 //! 2. Fixed credentials are built once; an exchanged or asserted one belongs to the caller and dies with the caller's
 //!    token; the gateway's own at an issuer is for all.
 //! 3. Whatever goes wrong, there is no credential and no request: never a fall-back (r39).
-//! 4. A credential that the upstream refused is had anew once, where it can be ([`recovery`]).
+//! 4. A credential that the upstream refused is had anew once, where it can be (`recovery`).
 
 mod ask;
 pub mod assertion;

@@ -5,7 +5,7 @@
 //! 2. A client that declared URL-mode elicitation is asked to open it. A modern one by `input_required`, which needs no
 //!    state of ours; the request's own `requestState` goes back with it, for its retry may bring none that it was not
 //!    given. A legacy one by error -32042 (MCP 2025-11-25, "URL Elicitation Required Error").
-//! 3. What the user says to that comes with the retry under [`KEY`], and is taken out before anybody else sees it. A user
+//! 3. What the user says to that comes with the retry under `KEY`, and is taken out before anybody else sees it. A user
 //!    who won't is not asked again. One who will has only agreed to open the page: the retry waits for a while.
 //! 4. Everybody else is refused in words, and so are HTTP+SSE clients: URL mode came long after them.
 

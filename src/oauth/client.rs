@@ -2,7 +2,7 @@
 //!
 //! 1. One way for each client: none, `client_secret_basic`, `client_secret_post`, `private_key_jwt` (RFC 7523) or a
 //!    certificate (RFC 8705), which the connection shows and the form doesn't.
-//! 2. An assertion is for one issuer, once: a random `jti`, [`ASSERTION_LIFE`] seconds.
+//! 2. An assertion is for one issuer, once: a random `jti`, 60 seconds.
 //! 3. A secret leaves in the one form that was chosen, and nowhere else: not in a URL, not in a text of an error.
 
 use std::borrow::Cow;

@@ -6,7 +6,7 @@
 //!    it is dialled, so that a name that changes in between (DNS rebinding) gains nothing (r26).
 //! 4. A document is followed through redirects on its own origin, three at most (r46), at an address that the operator
 //!    named; a stranger's isn't followed at all, and nothing that carries a secret ([`Fetcher::ask`]) is.
-//! 5. At most [`MAX_DOCUMENT`] bytes within [`TIMEOUT`], redirects and body included. No proxy, no cookies, and nothing
+//! 5. At most 1 MiB within 10 s, redirects and body included. No proxy, no cookies, and nothing
 //!    else from the environment.
 //! 6. A client certificate is read again when its files change, and connections made with it are not kept.
 

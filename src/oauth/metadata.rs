@@ -2,7 +2,7 @@
 //!
 //! The addresses are tried in the order MCP gives ("Authorization Server Metadata Discovery"), and a document counts
 //! only when its `issuer` is byte for byte the configured one (RFC 8414 section 3.3). Who wants the document itself
-//! says which [`Form`] comes first.
+//! says which `Form` comes first.
 
 use serde_json::Value;
 use url::Url;

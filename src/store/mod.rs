@@ -12,7 +12,7 @@
 //! 6. Rows of [`Kind::Connection`] never expire by themselves: their `expires` is only said to who asks.
 //!
 //! SQLite is one file for one machine, PostgreSQL for several replicas. They speak one SQL, but for the few statements that
-//! [`schema`] and [`lease`] hold twice.
+//! `schema` and `lease` hold twice.
 
 pub mod atomic;
 mod error;

@@ -4,7 +4,7 @@
 //!    endpoint. A session's endpoint is the only one asked for it.
 //! 2. Another endpoint is tried only when connecting failed: a request whose bytes may have arrived is never sent twice.
 //!    An endpoint that can't be connected to is passed over for a while, unless it is the last; one that keeps failing is
-//!    left alone even then, until its [`breaker`] lets a request through.
+//!    left alone even then, until its `breaker` lets a request through.
 //! 3. Exactly one credential leaves, the one handed in with a [`Permit`]; `Host` is the endpoint's (r46).
 //! 4. A 307 or 308 to the endpoint's own origin is followed; any other redirect would carry the credential to a stranger.
 //! 5. A command ([`stdio`]) has no endpoint that a request could be sent to: what speaks to its processes asks for them.

@@ -303,6 +303,7 @@ async fn opaque_tokens_and_api_keys_r42_r43() {
         .render()
         .lines()
         .for_each(|line| assert!(!line.contains("pcl_"), "{line}"));
+    gate.running.shutdown().await;
     let audit = std::fs::read_to_string(gate.directory.path().join("audit.jsonl")).expect("the audit");
     assert!(!audit.contains("pcl_"), "{audit}");
     assert!(audit.contains("portcullis:api-keys:robots"), "{audit}");

@@ -70,7 +70,7 @@ async function credential() {
   const client = { client_id: context.client_id, client_secret: context.client_secret };
   switch (scenario) {
     case 'pre-registration':
-      return { connection: { issuer: context.issuer, ...client } };
+      return { connection: { issuer: (await issuerOfUpstream()).issuer, ...client } };
     case 'basic-cimd':
       // The one document that the suite knows; it isn't the gate's own, and so has to be configured.
       return { connection: { client_id: 'https://conformance-test.local/client-metadata.json', client_auth: 'none' } };
