@@ -149,7 +149,13 @@ mod tests {
         let clock = Clock::fixed(950);
         let authenticator = Authenticator::new(&identities, Arc::default(), clock, Arc::new(|_| {})).unwrap();
         let claims = json!({"iss": issuer.url, "aud": "gate", "sub": "ada", "nonce": "n", "exp": 1_000});
-        let good = key.token(&claims);
+        // What the keys' own header says is an access token's.
+        let header = |key: &SigningKey| {
+            let mut header = key.header();
+            header["typ"] = "JWT".into();
+            header
+        };
+        let good = key.token_with(&header(&key), &claims);
         for identity in ["corp", "opaque"] {
             let ada = authenticator.signed_in(identity, &good, "gate", "n").await.unwrap();
             assert_eq!(ada.subject, "ada", "{identity}");
@@ -159,7 +165,7 @@ mod tests {
                 ("alg", "HS256", "algorithm"),
                 ("crit", "x", "critical_header"),
             ] {
-                let mut header = key.header();
+                let mut header = header(&key);
                 header[name] = value.into();
                 let token = key.token_with(&header, &claims);
                 let refused = authenticator
@@ -168,7 +174,7 @@ mod tests {
                     .unwrap_err();
                 assert_eq!(refused.reason(), reason, "{identity} {header}");
             }
-            let forged = stranger.token(&claims);
+            let forged = stranger.token_with(&header(&stranger), &claims);
             let refused = authenticator
                 .signed_in(identity, &forged, "gate", "n")
                 .await
