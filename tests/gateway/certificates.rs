@@ -421,6 +421,7 @@ async fn a_certificate_is_who_its_caller_is_and_each_way_in_is_closed() {
     assert_eq!(reason("certs", "", "no_certificate"), Some(1.0));
     assert_eq!(reason("certs", "mesh", "certificate_subject"), Some(3.0));
     assert_eq!(reason("certs", "mesh", "certificate_unreadable"), Some(1.0));
+    mesh.gate.running.shutdown().await;
     let audit = std::fs::read_to_string(mesh.gate.directory.path().join("audit.jsonl")).expect("the audit");
     let line = audit
         .lines()
