@@ -360,7 +360,7 @@ async fn a_group_ends_as_a_whole() {
     // The leader leaves when its stdin is closed, dies, or stays until it is told; its child never leaves by itself.
     for script in [
         "(trap '' TERM; exec sleep 1000) & echo \"[$$, $!]\"; read line; exit 0",
-        "(trap '' TERM; exec sleep 1000) & echo \"[$$, $!]\"; kill -9 $$",
+        "(trap '' TERM; exec sleep 1000) & echo \"[$$, $!]\"; read line; kill -9 $$",
         "(trap '' TERM; exec sleep 1000) & echo \"[$$, $!]\"; wait",
     ] {
         let processes = processes(shell(script), SHORT);

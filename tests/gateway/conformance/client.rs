@@ -23,10 +23,6 @@ const FAILS: &[(&str, &str)] = &[
         "the gate holds bearer tokens: it proves nothing of them to a server",
     ),
     ("auth/dpop-nonce", "as auth/dpop"),
-    (
-        "auth/wif-jwt-bearer",
-        "a workload's own JWT is no credential of the gate's: it shows its callers', its own or what it signs",
-    ),
 ];
 
 /// What became of a scenario.

@@ -95,6 +95,12 @@ async function credential() {
         },
       };
     }
+    case 'wif-jwt-bearer': {
+      // As a platform hands its workloads tokens: in a file.
+      writeFileSync(join(directory, 'workload.jwt'), context.valid_jwt);
+      const { issuer } = await issuerOfUpstream();
+      return { client_credentials: { issuer, client_id: context.client_id, client_auth: 'none', assertion_file: 'workload.jwt' } };
+    }
     default:
       return { connection: {} };
   }
