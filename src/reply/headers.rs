@@ -5,11 +5,14 @@
 //! 2. Modern requests lose `Mcp-Session-Id` and `Last-Event-ID`, legacy ones what mirrors a modern body
 //!    (MCP 2026-07-28, "Earlier Streamable HTTP Revisions").
 //! 3. Responses: everything but hop-by-hop headers, `set-cookie`, `www-authenticate` (the challenge would be for our
-//!    credential, not the caller's), CORS (ours to decide) and the upstream's session id, which leaves sealed.
+//!    credential, not the caller's), CORS (ours to decide), what browsers take as said for the whole origin, and the
+//!    upstream's session id, which leaves sealed.
+//! 4. On the same origin stand the pages where people connect their accounts. Whatever isn't plainly JSON or a stream of
+//!    events is a page of nobody's origin, without scripts, should a browser come to show it.
 
 use http::header::{
-    ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_TYPE, COOKIE, HeaderName, PROXY_AUTHORIZATION, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, COOKIE, HeaderName, PROXY_AUTHORIZATION,
+    TE, TRAILER, TRANSFER_ENCODING, UPGRADE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderMap, HeaderValue};
 
@@ -65,7 +68,30 @@ pub fn inbound(headers: &mut HeaderMap) -> Option<HeaderValue> {
     while let Some(name) = headers.keys().find(|name| stays_here(name)).cloned() {
         headers.remove(name);
     }
+    if !is_data(headers) {
+        // Beside the upstream's own policy: browsers heed both.
+        headers.append(CONTENT_SECURITY_POLICY, CONFINED.clone());
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    }
     headers.remove(SESSION_HEADER)
+}
+
+static CONFINED: HeaderValue = HeaderValue::from_static("sandbox; default-src 'none'; frame-ancestors 'none'");
+
+/// Whether no browser takes the body for anything but JSON or events. Of several types it would take the last (Fetch,
+/// "extract a MIME type").
+fn is_data(headers: &HeaderMap) -> bool {
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    let (Some(only), None) = (types.next(), types.next()) else {
+        return false;
+    };
+    let Some(text) = only.to_str().ok().filter(|text| !text.contains(',')) else {
+        return false;
+    };
+    let media = text.split(';').next().unwrap_or_default().trim();
+    ["application/json", "text/event-stream"]
+        .iter()
+        .any(|data| media.eq_ignore_ascii_case(data))
 }
 
 /// Response headers that aren't for the caller.
@@ -74,6 +100,9 @@ fn stays_here(name: &HeaderName) -> bool {
         "connection" | "te" | "trailer" | "transfer-encoding" | "upgrade" | "keep-alive" | "proxy-connection" => true,
         "proxy-authenticate" | "www-authenticate" | "set-cookie" | "set-cookie2" => true,
         "x-request-id" | "alt-svc" => true,
+        // Said for a whole origin, or sent on from it: an error report holds the address, and that a login's code.
+        "clear-site-data" | "strict-transport-security" | "refresh" | "service-worker-allowed" => true,
+        "nel" | "report-to" | "reporting-endpoints" => true,
         name => name.strip_prefix("access-control-").is_some_and(|rest| {
             matches!(
                 rest,
@@ -184,5 +213,46 @@ mod tests {
         let session = inbound(&mut reply);
         assert_eq!(session.as_ref().map(HeaderValue::as_bytes), Some(&b"theirs"[..]));
         assert_eq!(names(&reply), ["content-type"]);
+    }
+    #[test]
+    fn nothing_of_the_upstreams_is_a_page_of_our_origin_or_speaks_for_it() {
+        const CONFINED: &str = "sandbox; default-src 'none'; frame-ancestors 'none'";
+        for (types, confined) in [
+            (&["application/json"][..], false),
+            (&["application/json; charset=utf-8"], false),
+            (&["Text/Event-Stream"], false),
+            (&["text/html"], true),
+            (&["image/svg+xml"], true),
+            (&[], true),
+            (&["application/json", "text/html"], true),
+            (&["application/json;a=,text/html"], true),
+            (&["application/json\u{e9}"], true),
+        ] {
+            let types: Vec<_> = types.iter().map(|media| ("content-type", *media)).collect();
+            let mut reply = headers(&types);
+            inbound(&mut reply);
+            let policy = reply.get(CONTENT_SECURITY_POLICY).map(HeaderValue::as_bytes);
+            assert_eq!(policy, confined.then_some(CONFINED.as_bytes()), "{types:?}");
+            assert_eq!(reply.contains_key(X_CONTENT_TYPE_OPTIONS), confined, "{types:?}");
+        }
+        let mut reply = headers(&[
+            ("content-type", "text/html"),
+            ("content-security-policy", "script-src 'unsafe-inline'"),
+            ("clear-site-data", "\"cookies\""),
+            ("strict-transport-security", "max-age=1"),
+            ("refresh", "0;url=https://elsewhere.example"),
+            ("service-worker-allowed", "/"),
+            (
+                "nel",
+                "{\"report_to\": \"x\", \"max_age\": 1, \"success_fraction\": 1.0}",
+            ),
+            ("report-to", "{}"),
+            ("reporting-endpoints", "x=\"https://elsewhere.example\""),
+        ]);
+        inbound(&mut reply);
+        let kept = ["content-security-policy", "content-type", "x-content-type-options"];
+        assert_eq!(names(&reply), kept);
+        let policies = reply.get_all(CONTENT_SECURITY_POLICY).iter();
+        assert_eq!(policies.map(HeaderValue::as_bytes).last(), Some(CONFINED.as_bytes()));
     }
 }

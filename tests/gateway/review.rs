@@ -267,3 +267,43 @@ async fn a_call_over_http_sse_is_answered_before_the_end() {
         .expect("the gateway ends")
         .expect("well");
 }
+
+#[tokio::test]
+async fn a_browser_is_shown_no_page_of_a_servers_on_the_origin_of_ours() {
+    let upstream = Upstream::undiscovered(|seen| async move {
+        // Whoever isn't a browser gets a stream.
+        let browses = seen.headers.get("accept").is_some_and(|accept| accept == "text/html");
+        if !browses && seen.method == Method::GET {
+            let (sender, response) = stream();
+            let _ = sender.send("event: endpoint\ndata: messages\n\n".to_owned());
+            std::mem::forget(sender);
+            return response;
+        }
+        let mut response = json_reply(&json!("<script>fetch('/connect')</script>"));
+        for (name, value) in [
+            ("content-type", "text/html"),
+            ("nel", "{\"report_to\": \"x\", \"max_age\": 86400}"),
+            ("report-to", "{\"group\": \"x\"}"),
+            ("clear-site-data", "\"cookies\""),
+        ] {
+            response.headers_mut().insert(name, value.parse().expect("a value"));
+        }
+        response
+    })
+    .await;
+    let gate = Gate::with_route(&upstream, "    anonymous: true\n").await;
+    let mut request = gate.request(Method::GET, "", String::new());
+    request
+        .headers_mut()
+        .insert("accept", "text/html".parse().expect("a value"));
+    let answer = gate.send(request).await;
+    assert_eq!(answer.header("content-type"), "text/html", "{answer:?}");
+    assert_eq!(
+        answer.header("content-security-policy"),
+        "sandbox; default-src 'none'; frame-ancestors 'none'"
+    );
+    assert_eq!(answer.header("x-content-type-options"), "nosniff");
+    for name in ["nel", "report-to", "clear-site-data"] {
+        assert_eq!(answer.header(name), "", "{answer:?}");
+    }
+}
