@@ -231,8 +231,9 @@ impl Pages {
             Place::Callback => self.callback(&asked, visitor).await,
             Place::Start | Place::Disconnect | Place::SignOut => {
                 self.is_ours(&parts.headers)?;
-                let form = self.form(&parts.headers, body).await?;
+                // Nothing of the body is read for a stranger.
                 let visitor = visitor.ok_or(What::SignedOut)?;
+                let form = self.form(&parts.headers, body).await?;
                 if !visitor.owns(&form.token) {
                     return Err(What::StaleForm.into());
                 }

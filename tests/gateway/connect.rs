@@ -610,6 +610,14 @@ async fn every_door_is_shut_to_strangers_and_forgers() {
         cases.extend([
             get("a link to what only forms do", &ada, path, 405, "method"),
             post("no cookie", &nobody, path, &good, 403, "signed_out"),
+            post(
+                "a stranger's body",
+                &nobody,
+                path,
+                &[("csrf", "is"), ("csrf", "not read")],
+                403,
+                "signed_out",
+            ),
             post("a forged cookie", &forged("AAAA"), path, &good, 403, "signed_out"),
             post("a changed cookie", &changed, path, &good, 403, "signed_out"),
             post("another purpose's cookie", &swapped, path, &good, 403, "signed_out"),
