@@ -64,9 +64,10 @@ fn key<'a>(route: &'a str, person: &'a str) -> Key<'a> {
     }
 }
 
-/// Where states of terminals stand; no person is called like a state, so that a route of this name does no harm.
-fn terminal_key(state: &str) -> Key<'_> {
-    key(TERMINAL, state)
+/// By what the state of a terminal is found: nobody is called like that, so that whoever brings somebody's id for a state
+/// isn't shown their login, on a route of whatever name.
+fn terminal_id(state: &str) -> String {
+    format!("state {state}")
 }
 
 impl Waiting {
@@ -97,7 +98,8 @@ impl Waiting {
         expires: UnixSeconds,
     ) -> Result<(), StoreError> {
         if let Some(state) = &self.state {
-            let key = terminal_key(state);
+            let id = terminal_id(state);
+            let key = key(TERMINAL, &id);
             let marker = store.put(&key, route.as_bytes(), TERMINAL, Some(expires), When::Always);
             marker.await?;
         }
@@ -223,7 +225,7 @@ pub async fn stands(
 pub async fn clear(store: &Store, route: &str, person: &str, state: Option<&str>) -> Result<(), StoreError> {
     store.remove(&key(route, person), When::Always).await?;
     if let Some(state) = state {
-        store.remove(&terminal_key(state), When::Always).await?;
+        store.remove(&key(TERMINAL, &terminal_id(state)), When::Always).await?;
     }
     Ok(())
 }
@@ -233,7 +235,7 @@ pub async fn clear(store: &Store, route: &str, person: &str, state: Option<&str>
 /// # Errors
 /// The store's.
 pub async fn terminal(store: &Store, state: &str, now: UnixSeconds) -> Result<Option<String>, StoreError> {
-    let row = store.get(&terminal_key(state)).await?;
+    let row = store.get(&key(TERMINAL, &terminal_id(state))).await?;
     let row = row.filter(|row| row.label == TERMINAL && row.expires.is_none_or(|expires| now < expires));
     Ok(row.and_then(|row| String::from_utf8(row.value.to_vec()).ok()))
 }
@@ -245,4 +247,42 @@ pub async fn terminal(store: &Store, state: &str, now: UnixSeconds) -> Result<Op
 pub async fn has_room(store: &Store) -> Result<bool, StoreError> {
     let waiting: u64 = store.tally(Kind::Login).await?.iter().map(|tally| tally.count).sum();
     Ok(waiting < MAX_WAITING)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::{Database, State};
+    use crate::session::Sealer;
+
+    #[tokio::test]
+    async fn whoever_brings_somebodys_id_for_a_state_is_shown_nothing_of_their_login() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = State {
+            directory: directory.path().to_owned(),
+            database: Database::Sqlite,
+            seal_keys: Vec::new(),
+        };
+        let store = Store::open(&config, Arc::new(Sealer::new(&[])), Clock::fixed(100));
+        let store = store.await.unwrap();
+        let person = "0".repeat(64);
+        for id in [&*person, "everybody"] {
+            let waiting = Waiting {
+                state: Some(format!("the-state-of-{id}")),
+                mark: [7; 32],
+                pending: None,
+            };
+            // A route of any name may be configured.
+            waiting.in_terminal(&store, TERMINAL, id, 200).await.unwrap();
+            assert_eq!(terminal(&store, id, 100).await.unwrap(), None);
+            let state = waiting.state.as_deref().unwrap();
+            let found = terminal(&store, state, 100).await.unwrap();
+            assert_eq!(found.as_deref(), Some(TERMINAL));
+            clear(&store, TERMINAL, id, Some(state)).await.unwrap();
+            assert_eq!(terminal(&store, state, 100).await.unwrap(), None);
+        }
+    }
 }
