@@ -22,17 +22,35 @@ pub(super) fn routes(
     listen: Option<&Listen>,
 ) -> Vec<Option<Route>> {
     let mut claims = Vec::new();
-    root.named("routes", "MCP endpoints.", |name, _, section| {
+    let routes = root.named("routes", "MCP endpoints.", |name, _, section| {
         let host = host(section, listen);
         route(name, section, directory, identities, roles, host, &mut claims)
-    })
+    });
+    let connects = |route: &Route| matches!(route.credential, Credential::Connection(_));
+    if routes.iter().flatten().any(connects) {
+        for path in claims
+            .iter()
+            .filter(|claim| claim.host.is_none())
+            .map(|claim| &claim.path)
+        {
+            let rest = path.value.strip_prefix("/connect");
+            if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+                root.error_in(
+                    path,
+                    format!("\"{}\" is where people connect their accounts", path.value),
+                    "use another path, or a host of the route's own",
+                );
+            }
+        }
+    }
+    routes
 }
 
 /// Where a route is, and whose it is.
 struct Claim {
     route: String,
     host: Option<Arc<str>>,
-    base: String,
+    path: At<String>,
 }
 
 /// The host that a route names, unless it is `public_url`'s anyway.
@@ -67,16 +85,17 @@ fn host(section: &Section<'_>, listen: Option<&Listen>) -> Option<Arc<str>> {
 
 /// Notes whose path this is, and says so when it is another route's. A route with other mistakes has its path all the
 /// same: whoever mends those should not meet this one only then.
-fn claim(name: &str, section: &Section<'_>, host: Option<&Arc<str>>, path: &str, claims: &mut Vec<Claim>) {
-    let base = path.trim_end_matches('/');
+fn claim(name: &str, section: &Section<'_>, host: Option<&Arc<str>>, path: &At<String>, claims: &mut Vec<Claim>) {
+    let base = path.value.trim_end_matches('/');
     for Claim {
-        route, base: theirs, ..
+        route, path: theirs, ..
     } in claims.iter().filter(|claim| claim.host.as_ref() == host)
     {
-        if base == theirs || base == format!("{theirs}/messages") || *theirs == format!("{base}/messages") {
+        let theirs = theirs.value.trim_end_matches('/');
+        if base == theirs || base == format!("{theirs}/messages") || theirs == format!("{base}/messages") {
             section.error_at(
                 "path",
-                format!("\"{path}\" is taken by route {route}"),
+                format!("\"{}\" is taken by route {route}", path.value),
                 "give each route its own path",
             );
         }
@@ -84,7 +103,7 @@ fn claim(name: &str, section: &Section<'_>, host: Option<&Arc<str>>, path: &str,
     claims.push(Claim {
         route: name.to_owned(),
         host: host.cloned(),
-        base: base.to_owned(),
+        path: path.clone(),
     });
 }
 
@@ -108,7 +127,7 @@ fn route(
         route_path,
     );
     if let Some(path) = &path {
-        claim(name, section, host.as_ref(), &path.value, claims);
+        claim(name, section, host.as_ref(), path, claims);
     }
     let anonymous = section
         .flag(
@@ -231,6 +250,9 @@ fn route(
             "name one identity with introspection a route",
         );
     }
+    if matches!(credential, Some(Credential::Connection(_) | Credential::Assertion(_))) {
+        namesakes(section, &chosen);
+    }
     let tokenless = chosen.iter().find_map(|identity| match identity.keys {
         KeySource::ApiKeys(_) => Some(("keys", &identity.name)),
         KeySource::ClientCertificates(_) => Some(("certificates", &identity.name)),
@@ -262,6 +284,27 @@ fn route(
         denials,
         bearerless_messages,
     })
+}
+
+/// A person is an issuer and a subject. Two claims of one issuer's tokens may well hold the same text for two people, who
+/// often choose one of them themselves: they would have one account.
+fn namesakes(section: &Section<'_>, identities: &[Arc<Identity>]) {
+    for (place, one) in identities.iter().enumerate() {
+        let namesake = identities[..place].iter().find(|other| {
+            !one.issuer.is_empty() && other.issuer == one.issuer && other.claims.subject != one.claims.subject
+        });
+        if let Some(other) = namesake {
+            section.error_at(
+                "identity",
+                format!(
+                    "\"{}\" and \"{}\" find the subject of one issuer's tokens in different claims, and two people could pass \
+                     for one",
+                    other.name, one.name
+                ),
+                "give both the same claims.subject, or name one of them",
+            );
+        }
+    }
 }
 
 /// What each principal may have.
