@@ -220,7 +220,17 @@ impl Connections {
     /// # Errors
     /// The store fails.
     pub async fn state(&self, route: &str, person: &Person) -> Result<Connection, StoreError> {
-        let Some((_, stored)) = self.read(&Place::new(route, person)).await? else {
+        let read = match self.read(&Place::new(route, person)).await {
+            // As for its calls: the key is gone, and its owner can make another.
+            Err(error) if matches!(error.fault, Fault::Sealed { .. }) => {
+                return Ok(Connection {
+                    state: State::NeedsAuth,
+                    ..Connection::none()
+                });
+            }
+            read => read?,
+        };
+        let Some((_, stored)) = read else {
             return Ok(Connection::none());
         };
         let over = stored

@@ -235,6 +235,19 @@ async fn who_never_connected_is_told_so_and_nobody_is_never_connected() {
 }
 
 #[tokio::test]
+async fn whose_login_no_longer_opens_is_asked_to_make_another_and_can() {
+    let setup = Setup::new(grant(Some("refresh-0"), Some(NOW + 3600))).await;
+    let another = Sealer::new(&[SealKey(Zeroizing::new([8; 32]))]);
+    setup.connections.store().replace_sealer(Arc::new(another));
+    assert_eq!(setup.call().await.err(), Some(lacking(NotConnectedReason::NeedsAuth)));
+    assert_eq!(setup.state().await.state, State::NeedsAuth);
+    let again = grant(Some("refresh-1"), Some(NOW + 3600));
+    setup.connections.adopt("notes", &person("alice"), again).await.unwrap();
+    assert_eq!(setup.state().await.state, State::Connected);
+    assert_eq!(setup.token().await.unwrap(), "Bearer access-0");
+}
+
+#[tokio::test]
 async fn r12_r31_many_calls_over_an_expired_token_refresh_it_once_before_they_go_on() {
     let setup = Setup::new(grant(Some("refresh-0"), Some(NOW - 1))).await;
     let calls: Vec<_> = (0..200).map(|_| setup.spawn()).collect();
