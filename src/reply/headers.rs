@@ -103,6 +103,8 @@ fn stays_here(name: &HeaderName) -> bool {
         // Said for a whole origin, or sent on from it: an error report holds the address, and that a login's code.
         "clear-site-data" | "strict-transport-security" | "refresh" | "service-worker-allowed" => true,
         "nel" | "report-to" | "reporting-endpoints" => true,
+        // Orders to a proxy before us: nginx answers with a file or a place of its own.
+        "x-accel-redirect" | "x-sendfile" => true,
         name => name.strip_prefix("access-control-").is_some_and(|rest| {
             matches!(
                 rest,
@@ -209,6 +211,8 @@ mod tests {
             ("x-hop", "1"),
             ("mcp-session-id", "theirs"),
             ("access-control-allow-origin", "*"),
+            ("x-accel-redirect", "/internal/"),
+            ("x-sendfile", "/etc/passwd"),
         ]);
         let session = inbound(&mut reply);
         assert_eq!(session.as_ref().map(HeaderValue::as_bytes), Some(&b"theirs"[..]));
