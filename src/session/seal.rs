@@ -179,12 +179,9 @@ impl Sealer {
     ///
     /// # Errors
     /// [`SealError::Invalid`], whatever the fault.
-    pub fn open_row(
-        &self,
-        purpose: Purpose,
-        place: &[u8],
-        mut sealed: Vec<u8>,
-    ) -> Result<Zeroizing<Vec<u8>>, SealError> {
+    pub fn open_row(&self, purpose: Purpose, place: &[u8], sealed: Vec<u8>) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        // It is opened where it lies, and what lies there is wiped.
+        let mut sealed = Zeroizing::new(sealed);
         if sealed.len() < HEAD_LEN + TAG_LEN || sealed[0] != VERSION {
             return Err(SealError::Invalid);
         }

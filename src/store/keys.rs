@@ -25,6 +25,13 @@ type Stamp = (u64, u64, i64, i64);
 #[derive(Default)]
 pub(super) struct Followed(Mutex<Option<Stamp>>);
 
+impl Followed {
+    /// It is to be read again.
+    pub(super) fn forget(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
 /// What sealing anew came to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Resealed {

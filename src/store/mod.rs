@@ -199,6 +199,8 @@ impl Store {
     /// Seals and opens with other keys from now on.
     pub fn replace_sealer(&self, sealer: Arc<Sealer>) {
         self.0.sealer.store(sealer);
+        // They may have been read before the key file last changed.
+        self.0.followed.forget();
     }
 
     /// What stands at `key`; of a login, what hasn't expired.

@@ -30,6 +30,8 @@ const NAME: &str = "portcullis.db";
 const CONNECTIONS: u32 = 4;
 /// Of files larger than this only the beginning is read at a start: the whole would take seconds.
 const MAX_CHECKED: u64 = 256 * 1024 * 1024;
+/// What a database is made of, as suffixes; the index (`-shm`) can be made of them again.
+const PARTS: [&str; 2] = ["", "-wal"];
 const AGAIN: Duration = Duration::from_millis(10);
 
 /// Held while this process has the file open: a lock that processes share.
@@ -195,15 +197,12 @@ fn put_aside(path: &Path, in_use: &InUse, why: &str, clock: &Clock) -> Result<Pa
         .map(|suffix| beside(path, &suffix))
         .find(|aside| aside.symlink_metadata().is_err())
         .ok_or_else(|| Fault::Corrupt(why.to_owned()))?;
-    for suffix in ["", "-wal"] {
-        let mut from = match File::open(beside(path, suffix)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            opened => opened.map_err(files)?,
-        };
-        let mut to = new(&beside(&aside, suffix)).map_err(files)?;
-        io::copy(&mut from, &mut to)
-            .and_then(|_| to.sync_all())
-            .map_err(files)?;
+    if let Err(error) = copy(path, &aside) {
+        // Half a copy is none: a gateway that is started again and again would fill the disk with them.
+        for suffix in PARTS {
+            let _ = std::fs::remove_file(beside(&aside, suffix));
+        }
+        return Err(files(error));
     }
     let directory = path.parent().expect("the path was joined to a directory");
     File::open(directory)
@@ -211,6 +210,19 @@ fn put_aside(path: &Path, in_use: &InUse, why: &str, clock: &Clock) -> Result<Pa
         .map_err(files)?;
     flock(&in_use.0, FlockOperation::LockShared).map_err(|error| files(error.into()))?;
     Ok(aside)
+}
+
+fn copy(path: &Path, aside: &Path) -> io::Result<()> {
+    for suffix in PARTS {
+        let mut from = match File::open(beside(path, suffix)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
+        let mut to = new(&beside(aside, suffix))?;
+        io::copy(&mut from, &mut to)?;
+        to.sync_all()?;
+    }
+    Ok(())
 }
 
 fn new(path: &Path) -> io::Result<File> {
@@ -225,4 +237,23 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 fn files(error: io::Error) -> Fault {
     Fault::Files(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_copy_is_not_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(NAME);
+        std::fs::write(&path, "damaged").unwrap();
+        // It can't be copied, as on a full disk.
+        std::fs::create_dir(beside(&path, "-wal")).unwrap();
+        let in_use = in_use(&path).unwrap();
+        let fault = put_aside(&path, &in_use, "damaged", &Clock::fixed(1)).unwrap_err();
+        assert!(matches!(fault, Fault::Files(_)), "{fault}");
+        assert_eq!(directory.path().read_dir().unwrap().count(), 3, "nothing is left aside");
+        assert_eq!(std::fs::read(&path).unwrap(), b"damaged");
+    }
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::{SealKey, State};
-use crate::session::KeyFile;
+use crate::session::{self, KeyFile};
 
 const NOW: UnixSeconds = 1_800_000_000;
 
@@ -259,6 +259,24 @@ async fn a_new_key_in_the_key_file_is_taken_up_at_once() {
         one.put(&key("r", "p"), b"later", "", None, When::Always).await.unwrap();
         assert_eq!(value(&two, &key("r", "p")).await.unwrap(), b"later");
     }
+}
+
+#[tokio::test]
+async fn keys_that_a_reload_read_before_a_rotation_do_not_last() {
+    let directory = tempfile::tempdir().unwrap();
+    let (first, _) = session::load_or_create(directory.path()).unwrap();
+    let store = Store::open(&state(directory.path()), Arc::new(first), Clock::fixed(NOW))
+        .await
+        .unwrap();
+    let (before, _) = session::load_or_create(directory.path()).unwrap();
+    KeyFile::change(directory.path()).unwrap().renew().unwrap();
+    let key = key("github", "p");
+    store
+        .put(&key, b"tokens", "connected", None, When::Always)
+        .await
+        .unwrap();
+    store.replace_sealer(Arc::new(before));
+    assert_eq!(value(&store, &key).await.as_deref(), Some(&b"tokens"[..]));
 }
 
 proptest! {
