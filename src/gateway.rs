@@ -165,7 +165,12 @@ impl Running {
     /// # Errors
     /// It can't be opened; what is in force stays so.
     pub async fn prepare(&self, config: &Config) -> Result<(), StartError> {
-        let prepared = self.control.lasting.prepare(config).await;
+        // What can't be put in force opens nothing: it would stay open, whatever is configured in the end.
+        let restart = needs_restart(&self.control.state().config, config);
+        let prepared = match restart {
+            Some(key) => Err(restart_needed(key)),
+            None => self.control.lasting.prepare(config).await,
+        };
         if let Err(error) = &prepared {
             self.reload_failed(&error.to_string());
         }
@@ -232,10 +237,7 @@ impl Control {
 
     fn build(&self, old: &Config, new: &Config) -> Result<(Generation, Option<Arc<ServerConfig>>), StartError> {
         if let Some(key) = needs_restart(old, new) {
-            return Err(StartError::at(
-                key,
-                "this can't change while the gateway runs; restart it, or put the old value back",
-            ));
+            return Err(restart_needed(key));
         }
         let certificate = match &new.listen.tls {
             Some(files) => Some(Tls::read(files).map_err(|error| StartError::at("listen", error))?),
@@ -255,6 +257,13 @@ impl Control {
         // A panic in a reload leaves what was in force before.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn restart_needed(key: &str) -> StartError {
+    StartError::at(
+        key,
+        "this can't change while the gateway runs; restart it, or put the old value back",
+    )
 }
 
 /// What was bound or opened at the start and stays so.
@@ -351,5 +360,40 @@ fn route_status(route: &Route, authenticator: &Authenticator) -> RouteStatus {
                 died: state.died,
             }
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn config(directory: &Path, state: &str, credential: &str) -> Config {
+        let yaml = format!(
+            "listen: {{address: '127.0.0.1:0'}}\n\
+             state: {{directory: {state}}}\n\
+             routes:\n  notes: {{path: /notes, upstream: 'http://127.0.0.1:9/mcp', anonymous: true, credential: {credential}}}\n"
+        );
+        let loaded = Config::parse(&yaml, "portcullis.yaml", directory, &|_| None);
+        loaded.unwrap_or_else(|errors| panic!("{errors}")).config
+    }
+
+    #[tokio::test]
+    async fn a_configuration_that_needs_a_restart_opens_no_store() {
+        let directory = tempfile::tempdir().unwrap();
+        let refreshed = "{token_file: {path: tokens, client_id: gate, client_auth: none}}";
+        let config = |state, credential| config(directory.path(), state, credential);
+        let running = Gateway::start(config("state", "none"), Clock::system()).await.unwrap();
+        let elsewhere = config("other", refreshed);
+        let error = running.prepare(&elsewhere).await.expect_err("it needs a restart");
+        assert!(error.to_string().starts_with("state.directory: "), "{error}");
+        assert!(!directory.path().join("other").exists());
+        // The old value is put back.
+        let here = config("state", refreshed);
+        running.prepare(&here).await.unwrap();
+        running.reload(here).unwrap();
+        assert!(directory.path().join("state/portcullis.db").exists());
+        running.shutdown().await;
     }
 }
