@@ -191,7 +191,7 @@ impl Running {
         self.control.failed(&mut self.control.state(), error.to_owned());
     }
 
-    /// Stops accepting, lets calls finish, ends standing streams, writes what the audit still holds.
+    /// Stops accepting, lets calls finish, ends standing streams, writes what refreshes gave and what the audit still holds.
     pub async fn shutdown(mut self) {
         self.control.lasting.closing.cancel();
         let _ = (&mut self.serving).await;
@@ -201,6 +201,9 @@ impl Running {
         // What is left of the servers that are commands has nothing to do.
         let processes = generation.routes.iter().filter_map(|route| route.upstream.processes());
         join_all(processes.map(|processes| processes.close())).await;
+        if let Some(connections) = self.control.lasting.connections.get() {
+            connections.finish().await;
+        }
         self.background.shutdown().await;
         self.control.lasting.audit.flush().await;
     }

@@ -27,6 +27,7 @@ use futures_util::future::BoxFuture;
 use http::header::AUTHORIZATION;
 use moka::sync::Cache;
 
+use super::flight::Underway;
 use super::recovery::{PAUSE, Recover};
 use super::{CredentialError, NotConnectedReason, OutboundCredential};
 use crate::authn::Principal;
@@ -53,6 +54,8 @@ const UNASKED: Duration = Duration::from_secs(60);
 const MAX_HELD: u64 = 10_000;
 /// How long a login that nobody uses is held.
 const IDLE: Duration = Duration::from_secs(600);
+/// How long a stop waits for refreshes that are under way, and for what they gave to be written down.
+const LAST: Duration = Duration::from_secs(20);
 /// How often a note is written again when somebody else wrote meanwhile.
 const TRIES: usize = 4;
 
@@ -160,6 +163,7 @@ pub struct Connections {
     clock: Clock,
     metrics: Arc<Metrics>,
     slots: Cache<Place, Arc<Slot>>,
+    underway: Underway,
     /// As of the last look.
     counts: Mutex<HashMap<Box<str>, Counts>>,
 }
@@ -172,8 +176,21 @@ impl Connections {
             clock,
             metrics,
             slots: Cache::builder().max_capacity(MAX_HELD).time_to_idle(IDLE).build(),
+            underway: Underway::default(),
             counts: Mutex::default(),
         })
+    }
+
+    /// Waits for refreshes under way, for 20 s at most: who stops the process before they are written down loses what their
+    /// issuers gave for tokens that are spent.
+    pub async fn finish(&self) {
+        if tokio::time::timeout(LAST, self.underway.done()).await.is_err() {
+            tracing::error!("a refresh takes too long to be waited for; its owner may have to connect again");
+        }
+    }
+
+    pub(super) fn underway(&self) -> &Underway {
+        &self.underway
     }
 
     /// The store that they are kept in.
@@ -275,9 +292,9 @@ impl Connections {
         }
         let can_renew = stored.grant.tokens.refresh_token.is_some();
         if stored.grant.tokens.expires_at.is_some_and(|end| now < end) {
-            if can_renew && !stored.waits(now) {
+            if can_renew && binding.can_refresh(&stored.grant) && !stored.waits(now) {
                 // Beside the call: it goes on with what it has.
-                drop(self.renewal(binding, &place, &slot, &held));
+                drop(self.renewal(binding, &place, &slot, &held, false));
             }
             return Ok(self.outbound(binding, &place, &held));
         }
@@ -286,8 +303,12 @@ impl Connections {
                 .end(binding, &place, &slot, &held, "it has ended, and can't be renewed")
                 .await);
         }
+        if !binding.can_refresh(&stored.grant) {
+            // Nothing is written down for it: the operator may put back the client that it was made for.
+            return Err(binding.lacking(NotConnectedReason::NeedsAuth));
+        }
         if !stored.waits(now) {
-            self.renewal(binding, &place, &slot, &held).await?;
+            self.renewal(binding, &place, &slot, &held, false).await?;
         }
         let renewed = self.held(binding, &place, &slot).await?;
         if renewed.stored.same_tokens(&held.stored) {
@@ -425,10 +446,12 @@ impl Recover for Lent {
                     let why = "the upstream refused its token, which can't be renewed";
                     return Err(connections.end(binding, place, &slot, &now, why).await);
                 }
-                if slot.is_replacement(&held.header, PAUSE) || now.stored.waits(connections.clock.now()) {
+                let time = connections.clock.now();
+                if slot.is_replacement(&held.header, PAUSE) || now.stored.is_replacement(time) || now.stored.waits(time)
+                {
                     return Ok(None);
                 }
-                connections.renewal(binding, place, &slot, &now).await?;
+                connections.renewal(binding, place, &slot, &now, true).await?;
                 now = connections.held(binding, place, &slot).await?;
                 slot.replaced(&now.header);
             }

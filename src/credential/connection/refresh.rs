@@ -23,26 +23,28 @@ use crate::store::{Lease, StoreError, When};
 
 /// How long one waits for another replica's refresh.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Longer than an issuer may take and the writing after it; who dies with it holds the others up for no more than this.
-const LEASE: Duration = Duration::from_secs(30);
+/// Longer than [`ASKING`] with reading before and writing after it; who dies with it holds the others up for no more than this.
+pub(super) const LEASE: Duration = Duration::from_secs(30);
+/// How long asking the issuer may take, with all that leads to it: ended before the lease is, so that nobody presents a token
+/// beside another who has the lease by then.
+const ASKING: Duration = Duration::from_secs(15);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// How long a pair that can't be written is kept and tried.
-const RETRIES: Duration = Duration::from_secs(600);
 
 impl Connections {
-    /// The refresh of this pair: the one that is under way, or a new one.
+    /// The refresh of this pair: the one that is under way, or a new one. `refused`: the upstream doesn't take it.
     pub(super) fn renewal(
         self: &Arc<Self>,
         binding: &Arc<Binding>,
         place: &Place,
         slot: &Arc<Slot>,
         held: &Arc<Held>,
+        refused: bool,
     ) -> Waiting {
-        slot.renewal.join(|| {
+        slot.renewal.join(&self.underway, || {
             let (connections, binding, place) = (self.clone(), binding.clone(), place.clone());
             let (slot, held) = (slot.clone(), held.clone());
-            async move { connections.renew(&binding, &place, &slot, &held.stored).await }
+            async move { connections.renew(&binding, &place, &slot, &held.stored, refused).await }
         })
     }
 
@@ -52,6 +54,7 @@ impl Connections {
         place: &Place,
         slot: &Arc<Slot>,
         old: &Stored,
+        refused: bool,
     ) -> Result<(), CredentialError> {
         let unwritable = |error: StoreError| {
             tracing::error!(route = &*binding.route, %error, "a connection can't be refreshed without its store");
@@ -80,7 +83,7 @@ impl Connections {
             }
         };
         let mut lease = Some(lease);
-        let renewed = self.renew_leased(binding, place, slot, old, &mut lease).await;
+        let renewed = self.renew_leased(binding, place, slot, old, refused, &mut lease).await;
         if let Some(lease) = lease {
             lease.release().await;
         }
@@ -106,6 +109,7 @@ impl Connections {
         place: &Place,
         slot: &Arc<Slot>,
         old: &Stored,
+        refused: bool,
         lease: &mut Option<Lease>,
     ) -> Result<Result<(), CredentialError>, StoreError> {
         let Some((version, stored)) = self.read(place).await? else {
@@ -119,15 +123,21 @@ impl Connections {
             slot.set(Some((version, stored)));
             return Ok(Ok(()));
         }
+        // Nothing is written down for this, either.
+        if !binding.can_refresh(&stored.grant) {
+            slot.set(Some((version, stored)));
+            return Ok(Err(binding.lacking(NotConnectedReason::NeedsAuth)));
+        }
         let asked = Instant::now();
-        let answer = (binding.renew)(stored.grant.clone()).await;
+        let answer = tokio::time::timeout(ASKING, (binding.renew)(stored.grant.clone())).await;
+        let answer = answer.unwrap_or(Err(TokenError::Unreachable("no answer in time")));
         let metrics = self.metrics.route(&binding.route);
         let result = answer.as_ref().map_or_else(TokenError::result, |_| "ok");
         metrics.token_exchange("refresh_token", result, asked.elapsed());
         health::note(&metrics, &answer);
         match answer {
             Ok(tokens) => {
-                let renewed = stored.clone().renewed(tokens, now);
+                let renewed = stored.clone().renewed(tokens, now, refused);
                 self.keep(place, slot, version, stored, renewed, lease).await;
                 Ok(Ok(()))
             }
@@ -153,10 +163,10 @@ impl Connections {
             );
             let (connections, place, slot) = (self.clone(), place.clone(), slot.clone());
             // While it has the lease no other replica presents what is spent.
-            let lease = lease.take();
+            let (lease, piece) = (lease.take(), self.underway.begin());
             tokio::spawn(async move {
                 connections.save_later(&place, &slot, &old, &renewed).await;
-                drop(lease);
+                drop((lease, piece));
             });
             return;
         }
@@ -181,22 +191,19 @@ impl Connections {
         }
     }
 
-    async fn save_later(&self, place: &Place, slot: &Slot, old: &Stored, renewed: &Stored) {
-        let started = tokio::time::Instant::now();
+    /// Until it is written, or something newer: there is no other such pair, and without the store nobody gets one.
+    async fn save_later(&self, place: &Place, slot: &Arc<Slot>, old: &Stored, renewed: &Stored) {
         let mut pause = FIRST_PAUSE;
-        while started.elapsed() < RETRIES {
+        loop {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
             if self.save(place, old, renewed).await.is_ok() {
                 tracing::info!(route = &*place.route, "a refreshed connection is written down at last");
                 return slot.saved();
             }
+            // Whoever asks finds this one, however long nobody did.
+            self.slots.insert(place.clone(), slot.clone());
         }
-        tracing::error!(
-            route = &*place.route,
-            "a refreshed connection was never written down; its owner has to connect again"
-        );
-        slot.saved();
     }
 
     /// What the issuer's refusal, or its silence, means for the connection.
@@ -213,10 +220,10 @@ impl Connections {
             .credential_failure("refresh_token", error.reason());
         let ends = match error {
             TokenError::Rejected { error: "invalid_grant" } => true,
-            // A client that registered itself and is forgotten can only be made anew, and the grant was the old one's.
+            // It can only be made anew, and the grant was the old one's.
             TokenError::Rejected {
                 error: "invalid_client" | "unauthorized_client",
-            } => !binding.own_client,
+            } => binding.is_forgotten(&presented.grant),
             _ => false,
         };
         let (text, now) = (error.to_string(), self.clock.now());

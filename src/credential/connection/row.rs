@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
-use super::State;
+use super::{PAUSE, State};
 use crate::clock::UnixSeconds;
 use crate::oauth::{Grant, TokenSet};
 
@@ -28,6 +28,8 @@ pub(super) struct Stored {
     /// It can't be renewed any more: the person has to log in again.
     pub(super) over: bool,
     pub(super) trouble: Option<Trouble>,
+    /// When these tokens took the place of refused ones.
+    pub(super) replaced: Option<UnixSeconds>,
 }
 
 /// Why the last refresh failed.
@@ -54,6 +56,8 @@ struct Written<'a> {
     over: bool,
     #[serde(default)]
     trouble: Option<Trouble>,
+    #[serde(default)]
+    replaced: Option<UnixSeconds>,
 }
 
 impl Stored {
@@ -67,6 +71,7 @@ impl Stored {
             asked,
             over: false,
             trouble: None,
+            replaced: None,
         }
     }
 
@@ -80,6 +85,7 @@ impl Stored {
             asked: self.asked.clone(),
             over: self.over,
             trouble: self.trouble.clone(),
+            replaced: self.replaced,
         };
         Zeroizing::new(serde_json::to_vec(&written).expect("texts and numbers can be written"))
     }
@@ -95,6 +101,7 @@ impl Stored {
             asked: written.asked,
             over: written.over,
             trouble: written.trouble,
+            replaced: written.replaced,
         })
     }
 
@@ -111,8 +118,9 @@ impl Stored {
         }
     }
 
-    /// The pair that a refresh gave, in place of the one that was presented for it.
-    pub(super) fn renewed(mut self, tokens: TokenSet, now: UnixSeconds) -> Self {
+    /// The pair that a refresh gave, in place of the one that was presented for it; `refused`: because the upstream didn't
+    /// take that.
+    pub(super) fn renewed(mut self, tokens: TokenSet, now: UnixSeconds, refused: bool) -> Self {
         let old = &mut self.grant.tokens;
         // An issuer that doesn't rotate leaves the refresh token out (RFC 6749 section 6), r14; and scopes that didn't
         // change (section 5.1).
@@ -128,6 +136,7 @@ impl Stored {
         };
         self.obtained = now;
         self.trouble = None;
+        self.replaced = refused.then_some(now);
         self
     }
 
@@ -159,7 +168,14 @@ impl Stored {
 
     /// Whether the last refresh failed so lately that nobody tries yet.
     pub(super) fn waits(&self, now: UnixSeconds) -> bool {
-        self.trouble.as_ref().is_some_and(|trouble| now < trouble.next)
+        // What is further ahead was told by another clock, or by this one before it was set back.
+        let lasts = |next: UnixSeconds| now < next && next - now <= MAX_PAUSE;
+        self.trouble.as_ref().is_some_and(|trouble| lasts(trouble.next))
+    }
+
+    /// Whether these tokens took the place of refused ones just now, wherever that was: the next ones would be refused, too.
+    pub(super) fn is_replacement(&self, now: UnixSeconds) -> bool {
+        self.replaced.is_some_and(|at| at <= now && now - at < PAUSE.as_secs())
     }
 
     /// Whether both hold the same pair of tokens, whatever else is noted.

@@ -107,9 +107,10 @@ impl Slot {
         self.memory().unsaved
     }
 
-    /// It is to be read again.
+    /// It was written: what was read before is good for nothing, even if the store can't be asked any more.
     pub(super) fn stale(&self) {
-        self.memory().read = None;
+        let mut memory = self.memory();
+        (memory.read, memory.asked) = (None, None);
     }
 
     /// The upstream refused this token: if it is still the one that is known, that is to be read again.

@@ -10,7 +10,7 @@ use crate::authn::Principal;
 use crate::config;
 use crate::credential::{CredentialError, Making, NotConnected, NotConnectedReason, OutboundCredential};
 use crate::oauth::login::Login;
-use crate::oauth::{Grant, TokenError, TokenSet};
+use crate::oauth::{Grant, TokenError, TokenSet, registration};
 
 /// Asks the issuer for another pair of tokens.
 pub(super) type Renew = Arc<dyn Fn(Grant) -> BoxFuture<'static, Result<TokenSet, TokenError>> + Send + Sync>;
@@ -23,8 +23,10 @@ pub(super) struct Binding {
     /// Where the configuration names them: whom a refresh token may be shown to.
     pub(super) issuer: Option<String>,
     pub(super) token_endpoint: Option<Url>,
-    /// Whether the client is configured: its refusal is the operator's to mend, not the person's.
-    pub(super) own_client: bool,
+    /// The configured client's id: who refreshes.
+    pub(super) client: Option<String>,
+    /// The id that the gateway has where its document names it.
+    pub(super) document: String,
     pub(super) renew: Renew,
 }
 
@@ -37,6 +39,17 @@ impl Binding {
                 .token_endpoint
                 .as_ref()
                 .is_none_or(|url| *url == grant.token_endpoint)
+    }
+
+    /// Whether a refusal of the client ends a login: where it registered itself, it is forgotten. A configured one is the
+    /// operator's to mend; one with a document is refused when the issuer can't read that, which may pass.
+    pub(super) fn is_forgotten(&self, grant: &Grant) -> bool {
+        self.client.is_none() && grant.client.id != self.document
+    }
+
+    /// Whether the configured client, if there is one, is who the login was made for: no other can refresh it.
+    pub(super) fn can_refresh(&self, grant: &Grant) -> bool {
+        self.client.as_ref().is_none_or(|id| *id == grant.client.id)
     }
 
     pub(super) fn lacking(&self, reason: NotConnectedReason) -> CredentialError {
@@ -75,7 +88,8 @@ impl ConnectionSource {
             upstream: login.upstream().to_owned(),
             issuer: config.issuer.clone(),
             token_endpoint: config.endpoints.as_ref().map(|endpoints| endpoints.token.clone()),
-            own_client: config.client.is_some(),
+            client: config.client.as_ref().map(|client| client.id.clone()),
+            document: registration::client_id(making.public_url),
             renew: Arc::new(move |grant| {
                 let login = renewing.clone();
                 Box::pin(async move { login.refresh(&grant).await })

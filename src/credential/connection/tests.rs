@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use tokio::sync::{Semaphore, watch};
 use zeroize::Zeroizing;
 
+use super::refresh::LEASE;
 use super::*;
 use crate::config::{self, Database, SealKey};
 use crate::credential::NotConnected;
@@ -153,7 +154,8 @@ fn binding(issuer: &Arc<Issuer>) -> Binding {
         upstream: UPSTREAM.to_owned(),
         issuer: None,
         token_endpoint: None,
-        own_client: false,
+        client: None,
+        document: "https://gate.example/connect/client.json".to_owned(),
         renew: Arc::new(move |grant| Box::pin(issuer.clone().renew(grant))),
     }
 }
@@ -321,16 +323,69 @@ async fn the_issuers_no_means_that_only_another_login_helps() {
 
 #[tokio::test]
 async fn a_refused_client_ends_a_grant_only_where_it_was_registered_for_it() {
-    for (own, expected) in [(true, State::Failing), (false, State::NeedsAuth)] {
-        let mut setup = Setup::new(grant(Some("refresh-0"), Some(NOW - 1))).await;
+    let document = "https://gate.example/connect/client.json";
+    for (own, id, expected) in [
+        (true, "gate", State::Failing),
+        (false, "gate", State::NeedsAuth),
+        // The issuer couldn't read it.
+        (false, document, State::Failing),
+    ] {
+        let mut grant = self::grant(Some("refresh-0"), Some(NOW - 1));
+        grant.client.id = id.to_owned();
+        let mut setup = Setup::new(grant).await;
         setup.binding = Arc::new(Binding {
-            own_client: own,
+            client: own.then(|| id.to_owned()),
             ..binding(&setup.issuer)
         });
         setup.issuer.then([Answer::Refused("invalid_client")]);
         assert!(setup.token().await.is_err());
-        assert_eq!(setup.state().await.state, expected, "{own}");
+        assert_eq!(setup.state().await.state, expected, "{own} {id}");
     }
+}
+
+#[tokio::test]
+async fn a_login_of_another_client_is_neither_refreshed_nor_ended() {
+    let mut setup = Setup::new(grant(Some("refresh-0"), Some(NOW - 1))).await;
+    setup.binding = Arc::new(Binding {
+        client: Some("gaet".to_owned()),
+        ..binding(&setup.issuer)
+    });
+    assert_eq!(setup.token().await, Err(lacking(NotConnectedReason::NeedsAuth)));
+    assert_eq!(setup.state().await.state, State::Connected);
+    // The operator puts it right.
+    setup.binding = Arc::new(Binding {
+        client: Some("gate".to_owned()),
+        ..binding(&setup.issuer)
+    });
+    assert_eq!(setup.token().await.unwrap(), "Bearer access-1");
+    assert_eq!(setup.issuer.shown(), ["refresh-0"]);
+}
+
+#[tokio::test]
+async fn a_stop_waits_until_a_refresh_is_written_down() {
+    let setup = Setup::new(grant(Some("refresh-0"), Some(NOW + 10))).await;
+    setup.connections.finish().await;
+    setup.clock.set(NOW + 9);
+    let held_up = setup.issuer.gate.acquire_many(PLACES).await.unwrap();
+    assert_eq!(
+        setup.token().await.unwrap(),
+        "Bearer access-0",
+        "refreshed behind its back"
+    );
+    setup.issuer.was_shown(1).await;
+    let connections = setup.connections.clone();
+    let stop = tokio::spawn(async move { connections.finish().await });
+    tokio::task::yield_now().await;
+    assert!(!stop.is_finished());
+    drop(held_up);
+    stop.await.unwrap();
+    let (_, stored) = setup
+        .connections
+        .read(&Place::new("notes", &person("alice")))
+        .await
+        .unwrap()
+        .expect("it is there");
+    assert_eq!(stored.grant.tokens.access_token.expose(), "access-1");
 }
 
 #[tokio::test]
@@ -579,6 +634,65 @@ async fn a_disconnect_during_a_refresh_wins() {
 }
 
 #[tokio::test]
+async fn a_disconnect_holds_though_the_store_is_gone_afterwards() {
+    let setup = Setup::new(grant(Some("refresh-0"), None)).await;
+    setup.token().await.unwrap();
+    setup.connections.forget("notes", &person("alice"), None).await.unwrap();
+    setup.connections.store().close().await;
+    let refused = setup.token().await;
+    assert_eq!(refused, Err(CredentialError::Unreachable("the store of connections")));
+}
+
+#[tokio::test]
+async fn a_refresh_that_takes_too_long_ends_before_its_lease() {
+    let setup = Setup::new(grant(Some("refresh-0"), Some(NOW - 1))).await;
+    let held_up = setup.issuer.gate.acquire_many(PLACES).await.unwrap();
+    let call = setup.spawn();
+    setup.issuer.was_shown(1).await;
+    tokio::time::pause();
+    tokio::time::advance(LEASE).await;
+    tokio::time::resume();
+    let ended = tokio::time::timeout(Duration::from_secs(10), call).await;
+    let ended = ended.expect("whoever has the lease next may ask").unwrap().err();
+    assert!(matches!(ended, Some(CredentialError::Unreachable(_))), "{ended:?}");
+    assert_eq!(setup.state().await.state, State::Failing);
+    drop(held_up);
+}
+
+#[tokio::test]
+async fn a_pause_does_not_outlive_the_clock_that_it_was_told_by() {
+    let setup = Setup::new(grant(Some("refresh-0"), Some(NOW - 7200))).await;
+    setup.issuer.then([Answer::Silent]);
+    assert!(setup.token().await.is_err());
+    assert!(setup.token().await.is_err());
+    assert_eq!(setup.issuer.shown().len(), 1, "it is paused");
+    // Set back, or another replica's that was ahead.
+    setup.clock.set(NOW - 3600);
+    // The issuer had answered nobody: it takes the token.
+    setup.issuer.then([Answer::Kept]);
+    assert_eq!(setup.token().await.unwrap(), "Bearer access-2");
+}
+
+#[tokio::test]
+async fn r27_replicas_do_not_replace_each_others_replacements() {
+    let setup = Setup::new(grant(Some("refresh-0"), None)).await;
+    let other = connections(setup.directory.path(), &setup.clock).await;
+    let alice = principal("alice");
+    // An upstream that refuses everything.
+    for _ in 0..5 {
+        for gate in [&setup.connections, &other] {
+            let refused = gate.credential(&setup.binding, &alice).await.unwrap();
+            let _ = refused.recovery.expect("it can be had anew").recover().await.unwrap();
+        }
+    }
+    assert_eq!(setup.issuer.shown(), ["refresh-0"]);
+    setup.clock.set(NOW + PAUSE.as_secs());
+    let refused = other.credential(&setup.binding, &alice).await.unwrap();
+    let renewed = refused.recovery.expect("it can be had anew").recover().await.unwrap();
+    assert_eq!(token(&renewed.expect("another")), "Bearer access-2");
+}
+
+#[tokio::test]
 async fn more_scopes_are_asked_for_once() {
     let setup = Setup::new(grant(None, None)).await;
     let wants = async |scopes: &[&str]| {
@@ -641,6 +755,34 @@ async fn a_pair_that_cannot_be_written_is_kept_and_written_later() {
     until(async || {
         let credential = other.credential(&setup.binding, &principal("alice")).await;
         credential.is_ok_and(|credential| token(&credential) == "Bearer access-1")
+    })
+    .await;
+    assert_eq!(setup.issuer.shown(), ["refresh-0"]);
+}
+
+#[tokio::test]
+async fn a_pair_that_cannot_be_written_for_long_is_not_given_up() {
+    let setup = Setup::new(grant(Some("refresh-0"), Some(NOW - 1))).await;
+    let file = setup.directory.path().join("portcullis.db");
+    let database = sqlx::SqlitePool::connect(&format!("sqlite://{}", file.display()))
+        .await
+        .unwrap();
+    let held_up = setup.issuer.gate.acquire_many(PLACES).await.unwrap();
+    let call = setup.spawn();
+    setup.issuer.was_shown(1).await;
+    let refuse = "CREATE TRIGGER full BEFORE UPDATE ON portcullis_entry BEGIN SELECT RAISE(FAIL, 'full'); END";
+    sqlx::raw_sql(refuse).execute(&database).await.unwrap();
+    drop(held_up);
+    assert_eq!(token(&call.await.unwrap().unwrap()), "Bearer access-1");
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    tokio::time::resume();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    sqlx::raw_sql("DROP TRIGGER full").execute(&database).await.unwrap();
+    until(async || {
+        let stored = setup.connections.read(&Place::new("notes", &person("alice"))).await;
+        let (_, stored) = stored.unwrap().expect("it is there");
+        stored.grant.tokens.access_token.expose() == "access-1"
     })
     .await;
     assert_eq!(setup.issuer.shown(), ["refresh-0"]);

@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
@@ -86,7 +86,12 @@ pub(super) struct Content {
 /// Reads a token file.
 pub(super) fn read(path: &Path) -> Result<Content, FileError> {
     let unreadable = |error: io::Error| FileError::Read(error.kind());
-    let file = File::open(path).map_err(unreadable)?;
+    // A pipe without a writer would be waited for.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)
+        .map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     if !metadata.is_file() {
         return Err(FileError::Read(io::ErrorKind::InvalidInput));
@@ -371,6 +376,18 @@ mod tests {
         assert!(read(&path).unwrap().tokens == tokens);
         let left = fs::read_dir(directory.path()).unwrap().count();
         assert_eq!(left, 3, "no file of ours is left over");
+    }
+
+    #[test]
+    fn a_pipe_in_its_place_holds_up_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tokens");
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        let (done, waiting) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(read(&path).err()));
+        let error = waiting.recv_timeout(Duration::from_secs(5)).expect("it doesn't wait");
+        assert_eq!(error, Some(FileError::Read(io::ErrorKind::InvalidInput)));
     }
 
     #[test]

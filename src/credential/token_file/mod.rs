@@ -4,7 +4,8 @@
 //!    A file that can't be read, half written say, changes nothing: the tokens read last stay in use, and it is told.
 //! 2. With a login configured the gateway refreshes ahead of the end, as a connection is: one refresh over all processes by
 //!    a lock beside the file, after reading it again; who loses adopts what the winner wrote, whoever that was (r34).
-//! 3. A pair that can't be written is used from memory and written as soon as it can be, unless the file changes first.
+//! 3. A pair that can't be written is used from memory and written as soon as it can be, unless the file changes first; the
+//!    lock is kept meanwhile, so that nobody presents what is spent. What another program wrote during a refresh stays.
 //! 4. After `invalid_grant` nobody asks again until the file has another refresh token.
 
 mod file;
@@ -23,7 +24,7 @@ use tokio::time::Instant;
 
 use super::ask::bearer;
 use super::connection::{AHEAD, State};
-use super::flight::{Flight, Waiting};
+use super::flight::{Flight, Underway, Waiting};
 use super::recovery::{PAUSE, Recover};
 use super::{CredentialError, Making, OutboundCredential};
 use crate::clock::{Clock, UnixSeconds};
@@ -57,6 +58,7 @@ pub(crate) struct TokenFile {
     metrics: Arc<RouteMetrics>,
     memory: Mutex<Memory>,
     renewal: Flight,
+    underway: Underway,
 }
 
 #[derive(Default)]
@@ -135,11 +137,24 @@ impl TokenFile {
             _ => None,
         };
         let metrics = making.metrics.route(making.route);
-        Ok(Self::new(config.path.clone(), refresh, making.clock.clone(), metrics))
+        let underway = making.connections.map(|connections| connections.underway().clone());
+        Ok(Self::new(
+            config.path.clone(),
+            refresh,
+            making.clock.clone(),
+            metrics,
+            underway.unwrap_or_default(),
+        ))
     }
 
     /// Reads the file; one that isn't there yet may come.
-    fn new(path: PathBuf, refresh: Option<Refresh>, clock: Clock, metrics: Arc<RouteMetrics>) -> Arc<Self> {
+    fn new(
+        path: PathBuf,
+        refresh: Option<Refresh>,
+        clock: Clock,
+        metrics: Arc<RouteMetrics>,
+        underway: Underway,
+    ) -> Arc<Self> {
         let file = Arc::new(Self {
             path,
             refresh,
@@ -147,6 +162,7 @@ impl TokenFile {
             metrics,
             memory: Mutex::default(),
             renewal: Flight::default(),
+            underway,
         });
         file.look();
         file
@@ -223,7 +239,9 @@ impl TokenFile {
     fn waits(&self, now: UnixSeconds) -> bool {
         let memory = self.memory();
         let trouble = memory.refresh_trouble.as_ref();
-        trouble.is_some_and(|trouble| trouble.next.is_none_or(|next| now < next))
+        // What is further ahead was told before the clock was set back.
+        let lasts = |next: UnixSeconds| now < next && next - now <= MAX_WAIT;
+        trouble.is_some_and(|trouble| trouble.next.is_none_or(lasts))
     }
 
     fn outbound(self: &Arc<Self>, held: &Arc<Held>) -> OutboundCredential {
@@ -249,7 +267,7 @@ impl TokenFile {
     }
 
     fn renew(self: &Arc<Self>, held: &Arc<Held>) -> Waiting {
-        self.renewal.join(|| {
+        self.renewal.join(&self.underway, || {
             let (file, held) = (self.clone(), held.clone());
             async move { file.refresh(&held).await }
         })
@@ -259,9 +277,15 @@ impl TokenFile {
         let Some(refresh) = self.refresh.clone() else {
             return Ok(());
         };
+        let unwritten = || CredentialError::Unreachable("the token file, which doesn't have the last pair yet");
+        self.memory().stamp = None;
+        self.look();
+        if self.memory().spent.is_some() {
+            return Err(unwritten());
+        }
         let started = Instant::now();
         let mut pause = FIRST_PAUSE;
-        let _lock = loop {
+        let lock = loop {
             let lock = Lock::take(&self.path).map_err(|error| {
                 tracing::error!(path = %self.path.display(), %error, "the token file can't be locked, and isn't refreshed");
                 CredentialError::Unreachable("the token file's lock")
@@ -287,9 +311,7 @@ impl TokenFile {
         }
         let content = file::read(&self.path).map_err(|_| CredentialError::Unreachable("the token file"))?;
         if content.tokens != old.tokens {
-            return Err(CredentialError::Unreachable(
-                "the token file, which doesn't have the last pair yet",
-            ));
+            return Err(unwritten());
         }
         let now = self.clock.now();
         let asked = Instant::now();
@@ -298,7 +320,7 @@ impl TokenFile {
         self.metrics.token_exchange("refresh_token", result, asked.elapsed());
         match answer {
             Ok(tokens) => {
-                self.keep(content, tokens, now).await;
+                self.keep(content, tokens, now, lock);
                 Ok(())
             }
             Err(error) => self.refused(old, error, now),
@@ -306,12 +328,15 @@ impl TokenFile {
     }
 
     /// Uses the new pair at once, and writes it.
-    async fn keep(self: &Arc<Self>, old: Content, tokens: TokenSet, now: UnixSeconds) {
+    fn keep(self: &Arc<Self>, old: Content, tokens: TokenSet, now: UnixSeconds, lock: Lock) {
         let tokens = TokenSet {
             refresh_token: tokens.refresh_token.or_else(|| old.tokens.refresh_token.clone()),
             scopes: tokens.scopes.or_else(|| old.tokens.scopes.clone()),
             ..tokens
         };
+        if self.is_others(&old) {
+            return;
+        }
         {
             let mut memory = self.memory();
             memory.spent = Some(old.tokens.clone());
@@ -323,22 +348,28 @@ impl TokenFile {
                 path = %self.path.display(), %error,
                 "a refreshed token can't be written to its file, and the old one is spent: it is used from memory until it can"
             );
-            let file = self.clone();
-            tokio::spawn(async move { file.keep_trying(old, tokens).await });
+            let (file, piece) = (self.clone(), self.underway.begin());
+            tokio::spawn(async move {
+                file.keep_trying(old, tokens).await;
+                drop((lock, piece));
+            });
         }
     }
 
+    /// Whether another program has put its own tokens in place of these.
+    fn is_others(&self, old: &Content) -> bool {
+        file::read(&self.path).is_ok_and(|now| now.tokens != old.tokens)
+    }
+
+    /// Of who has the lock.
     async fn keep_trying(&self, old: Content, tokens: TokenSet) {
         let started = Instant::now();
         let mut pause = FIRST_PAUSE;
         while started.elapsed() < RETRIES {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
-            let Ok(Some(_lock)) = Lock::take(&self.path) else {
-                continue;
-            };
             // Somebody else's newer pair stays.
-            if file::read(&self.path).is_ok_and(|now| now.tokens != old.tokens) {
+            if self.is_others(&old) {
                 return;
             }
             if old.replace(&self.path, &tokens).is_ok() {

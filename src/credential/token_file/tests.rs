@@ -73,7 +73,8 @@ impl Setup {
 
 fn open(directory: &tempfile::TempDir, refresh: Option<Refresh>, clock: &Clock) -> Arc<TokenFile> {
     let metrics = Metrics::new().route("notes");
-    TokenFile::new(directory.path().join("tokens"), refresh, clock.clone(), metrics)
+    let path = directory.path().join("tokens");
+    TokenFile::new(path, refresh, clock.clone(), metrics, Underway::default())
 }
 
 fn refresh(
@@ -225,6 +226,49 @@ async fn r13_who_is_refused_adopts_what_another_program_wrote_meanwhile() {
 }
 
 #[tokio::test]
+async fn what_another_program_wrote_during_a_refresh_stays() {
+    let setup = Setup::new(&tokens("0", NOW - 1), true);
+    let held_up = setup.gate.acquire_many(1000).await.unwrap();
+    let file = setup.file.clone();
+    let call = tokio::spawn(async move { token(&file).await });
+    setup
+        .shown
+        .subscribe()
+        .wait_for(|shown| !shown.is_empty())
+        .await
+        .unwrap();
+    // Somebody logged in anew, and knows nothing of our lock.
+    let theirs = tokens("theirs", NOW + 3600);
+    setup.rewrite(&theirs.to_string());
+    drop(held_up);
+    assert_eq!(call.await.unwrap().unwrap(), "Bearer access-theirs");
+    assert_eq!(setup.written(), theirs);
+    assert_eq!(setup.shown(), ["refresh-0"]);
+}
+
+#[tokio::test]
+async fn nobody_else_presents_what_is_spent_while_the_new_pair_is_not_written() {
+    let setup = Setup::new(&tokens("0", NOW - 1), true);
+    let other = setup.other();
+    let held_up = setup.gate.acquire_many(1000).await.unwrap();
+    let file = setup.file.clone();
+    let call = tokio::spawn(async move { token(&file).await });
+    setup
+        .shown
+        .subscribe()
+        .wait_for(|shown| !shown.is_empty())
+        .await
+        .unwrap();
+    let away = setup.directory.path().join("away");
+    fs::rename(setup.path(), &away).unwrap();
+    drop(held_up);
+    assert_eq!(call.await.unwrap().unwrap(), "Bearer access-1");
+    fs::rename(&away, setup.path()).unwrap();
+    assert_eq!(token(&other).await.unwrap(), "Bearer access-1");
+    assert_eq!(setup.shown(), ["refresh-0"]);
+}
+
+#[tokio::test]
 async fn r22_a_slow_refresh_holds_up_nobody_while_the_old_token_lives() {
     let setup = Setup::new(&tokens("0", NOW + 3600), true);
     // Long after the file was written, by this clock.
@@ -240,7 +284,12 @@ async fn r22_a_slow_refresh_holds_up_nobody_while_the_old_token_lives() {
     assert_eq!(setup.token().await.unwrap(), "Bearer access-0");
     assert_eq!(setup.file.health().state, State::Connected);
     drop(held_up);
-    setup.file.renewal.join(|| async { Ok(()) }).await.unwrap();
+    setup
+        .file
+        .renewal
+        .join(&Underway::default(), || async { Ok(()) })
+        .await
+        .unwrap();
     assert_eq!(setup.token().await.unwrap(), "Bearer access-1");
     assert_eq!(setup.shown(), ["refresh-0"]);
 }
