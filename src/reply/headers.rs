@@ -257,6 +257,9 @@ mod tests {
         let kept = ["content-security-policy", "content-type", "x-content-type-options"];
         assert_eq!(names(&reply), kept);
         let policies = reply.get_all(CONTENT_SECURITY_POLICY).iter();
-        assert_eq!(policies.map(HeaderValue::as_bytes).last(), Some(CONFINED.as_bytes()));
+        assert_eq!(
+            policies.map(HeaderValue::as_bytes).next_back(),
+            Some(CONFINED.as_bytes())
+        );
     }
 }

@@ -48,6 +48,8 @@ pub use tend::Counts;
 pub(super) const AHEAD: UnixSeconds = 120;
 /// How long what was read is believed without looking again.
 const FRESH: Duration = Duration::from_secs(1);
+/// The same of a login that is missing or over: its owner may just have logged in elsewhere, and tries again.
+const HARDLY_FRESH: Duration = Duration::from_millis(100);
 /// How long what was read is used while the store can't be asked.
 const UNASKED: Duration = Duration::from_secs(60);
 /// Logins held in memory.

@@ -7,7 +7,7 @@ use http::HeaderValue;
 use tokio::time::Instant;
 
 use super::row::Stored;
-use super::{FRESH, UNASKED};
+use super::{FRESH, HARDLY_FRESH, UNASKED};
 use crate::credential::ask::bearer;
 use crate::credential::flight::Flight;
 use crate::store::StoreError;
@@ -43,7 +43,9 @@ struct Memory {
 
 impl Memory {
     fn fresh(&self) -> bool {
-        self.unsaved || self.read.is_some_and(|read| read.elapsed() < FRESH)
+        let usable = self.held.as_ref().is_some_and(|held| !held.stored.over);
+        let believed = if usable { FRESH } else { HARDLY_FRESH };
+        self.unsaved || self.read.is_some_and(|read| read.elapsed() < believed)
     }
 }
 

@@ -59,6 +59,7 @@ fn identity(paths: &[String], prefixes: &[String], require: (&str, &str)) -> Ide
         implies: BTreeMap::from([("a".to_owned(), scopes(&["b"])), ("b".to_owned(), scopes(&["c", "a"]))]),
         scope_upgrade_endpoint: None,
         dpop: None,
+        login: None,
     }
 }
 

@@ -186,7 +186,7 @@ async function connect() {
   }
   command.stdin.end();
   const code = await ended;
-  // A running gate believes what it knows of somebody's login for a second.
+  // A running gate believes for a second what it knows of a login that is good: it may be this one that is too narrow.
   await setTimeout(1100);
   say(`connect: ${code} ${(code ? out + err : '').trim().replace(/\s+/g, ' ')}`);
   return code === 0;
