@@ -186,18 +186,6 @@ fn diagnostics_are_these() {
             "p.yaml:3:13: routes.b.path: \"/m/messages\" is taken by route a; give each route its own path",
         ),
         (
-            "identity: {a: {issuer: 'https://a'}}\nroutes:\n  r: {path: /connect/mcp, upstream: 'http://h/'}\n  s: {path: /connections, upstream: 'http://h/', credential: {connection: {}}}",
-            "p.yaml:3:13: routes.r.path: \"/connect/mcp\" is where people connect their accounts; use another path, or a host of the route's own",
-        ),
-        (
-            "identity: {a: {issuer: 'https://a'}}\nroutes:\n  r: {path: /connect, upstream: 'http://h/'}\n  s: {path: /s, upstream: 'http://h/'}",
-            "accepted",
-        ),
-        (
-            "identity: {a: {issuer: 'https://a'}}\nroutes:\n  r: {host: r.localhost, path: /connect, upstream: 'http://h/'}\n  s: {path: /s, upstream: 'http://h/', credential: {connection: {}}}",
-            "accepted",
-        ),
-        (
             "identity: {a: {issuer: 'https://a'}, b: {issuer: 'https://a', claims: {subject: email}}}\nroutes: {r: {path: /m, identity: [a, b], upstream: 'http://h/', credential: {connection: {}}}}",
             "p.yaml:2:34: routes.r.identity: \"a\" and \"b\" find the subject of one issuer's tokens in different claims, and two people could pass for one; give both the same claims.subject, or name one of them",
         ),

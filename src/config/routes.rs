@@ -22,35 +22,17 @@ pub(super) fn routes(
     listen: Option<&Listen>,
 ) -> Vec<Option<Route>> {
     let mut claims = Vec::new();
-    let routes = root.named("routes", "MCP endpoints.", |name, _, section| {
+    root.named("routes", "MCP endpoints.", |name, _, section| {
         let host = host(section, listen);
         route(name, section, directory, identities, roles, host, &mut claims)
-    });
-    let connects = |route: &Route| matches!(route.credential, Credential::Connection(_));
-    if routes.iter().flatten().any(connects) {
-        for path in claims
-            .iter()
-            .filter(|claim| claim.host.is_none())
-            .map(|claim| &claim.path)
-        {
-            let rest = path.value.strip_prefix("/connect");
-            if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
-                root.error_in(
-                    path,
-                    format!("\"{}\" is where people connect their accounts", path.value),
-                    "use another path, or a host of the route's own",
-                );
-            }
-        }
-    }
-    routes
+    })
 }
 
 /// Where a route is, and whose it is.
 struct Claim {
     route: String,
     host: Option<Arc<str>>,
-    path: At<String>,
+    base: String,
 }
 
 /// The host that a route names, unless it is `public_url`'s anyway.
@@ -85,17 +67,16 @@ fn host(section: &Section<'_>, listen: Option<&Listen>) -> Option<Arc<str>> {
 
 /// Notes whose path this is, and says so when it is another route's. A route with other mistakes has its path all the
 /// same: whoever mends those should not meet this one only then.
-fn claim(name: &str, section: &Section<'_>, host: Option<&Arc<str>>, path: &At<String>, claims: &mut Vec<Claim>) {
-    let base = path.value.trim_end_matches('/');
+fn claim(name: &str, section: &Section<'_>, host: Option<&Arc<str>>, path: &str, claims: &mut Vec<Claim>) {
+    let base = path.trim_end_matches('/');
     for Claim {
-        route, path: theirs, ..
+        route, base: theirs, ..
     } in claims.iter().filter(|claim| claim.host.as_ref() == host)
     {
-        let theirs = theirs.value.trim_end_matches('/');
-        if base == theirs || base == format!("{theirs}/messages") || theirs == format!("{base}/messages") {
+        if base == theirs || base == format!("{theirs}/messages") || *theirs == format!("{base}/messages") {
             section.error_at(
                 "path",
-                format!("\"{}\" is taken by route {route}", path.value),
+                format!("\"{path}\" is taken by route {route}"),
                 "give each route its own path",
             );
         }
@@ -103,7 +84,7 @@ fn claim(name: &str, section: &Section<'_>, host: Option<&Arc<str>>, path: &At<S
     claims.push(Claim {
         route: name.to_owned(),
         host: host.cloned(),
-        path: path.clone(),
+        base: base.to_owned(),
     });
 }
 
@@ -127,7 +108,7 @@ fn route(
         route_path,
     );
     if let Some(path) = &path {
-        claim(name, section, host.as_ref(), path, claims);
+        claim(name, section, host.as_ref(), &path.value, claims);
     }
     let anonymous = section
         .flag(
