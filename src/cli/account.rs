@@ -6,6 +6,7 @@
 //! 3. A route with a token file has one login for everybody, and nobody is named.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
@@ -77,6 +78,34 @@ impl std::fmt::Display for Owner {
     }
 }
 
+/// Why there is nothing to do, for people, and the exit code.
+pub struct Closed {
+    code: u8,
+    error: String,
+}
+
+impl Closed {
+    fn misused(error: String) -> Self {
+        Self { code: 2, error }
+    }
+
+    fn failed(error: String) -> Self {
+        Self { code: 1, error }
+    }
+
+    /// Says it.
+    pub fn told(self) -> ExitCode {
+        eprintln!("{}", self.error);
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<String> for Closed {
+    fn from(error: String) -> Self {
+        Self::misused(error)
+    }
+}
+
 impl Known {
     /// Where everything is kept.
     pub fn store(&self) -> &Store {
@@ -100,7 +129,7 @@ impl Account {
     ///
     /// # Errors
     /// What is wrong with the configuration or the arguments, for people.
-    pub async fn open(&self) -> Result<Known, String> {
+    pub async fn open(&self) -> Result<Known, Closed> {
         let deciders = Deciders::load(&self.config)?;
         let route = deciders.route(&self.route)?.clone();
         let (connection, owner) = match &route.config.credential {
@@ -110,26 +139,26 @@ impl Account {
                     (login, Owner::Everybody(file.path.clone()))
                 }
                 Some(_) => {
-                    return Err(format!(
+                    return Err(Closed::misused(format!(
                         "route {:?} has one login for everybody: name nobody (no --token-file, no --subject)",
                         self.route
-                    ));
+                    )));
                 }
                 None => {
-                    return Err(format!(
+                    return Err(Closed::misused(format!(
                         "nobody connects to route {:?}: others write its token file, and nothing says how to log in",
                         self.route
-                    ));
+                    )));
                 }
             },
             _ => {
-                return Err(format!(
-                    "nobody connects to route {:?}: its credential is no connection",
+                return Err(Closed::misused(format!(
+                    "nobody connects to route {:?}: its credential is no connection; those of all routes are shown by: portcullis status",
                     self.route
-                ));
+                )));
             }
         };
-        let store = store(&deciders.config).await?;
+        let store = store(&deciders.config).await.map_err(Closed::failed)?;
         let public_url = generation::public_url(&deciders.config, deciders.config.listen.address);
         let login = Login::new(
             connection,

@@ -70,10 +70,7 @@ impl Connect {
     pub async fn run(self) -> ExitCode {
         let known = match self.account.open().await {
             Ok(known) => known,
-            Err(error) => {
-                eprintln!("{error}");
-                return ExitCode::from(2);
-            }
+            Err(closed) => return closed.told(),
         };
         let mut mark = [0; 32];
         rand::fill(&mut mark).expect("the system's random generator works");

@@ -30,10 +30,7 @@ impl Disconnect {
     pub async fn run(self) -> ExitCode {
         let known = match self.account.open().await {
             Ok(known) => known,
-            Err(error) => {
-                eprintln!("{error}");
-                return ExitCode::from(2);
-            }
+            Err(closed) => return closed.told(),
         };
         let route = &self.account.route;
         let Owner::Person { person, .. } = &known.owner else {

@@ -184,7 +184,7 @@ async fn open(state: &State) -> Result<(Store, Arc<Sealer>), String> {
 fn own(state: &State) -> Result<Arc<Sealer>, String> {
     let (sealer, warning) = load_or_create(&state.directory).map_err(|error| error.to_string())?;
     match warning {
-        Some(warning) => Err(warning.to_string()),
+        Some(warning) => Err(warning.unusable()),
         None => Ok(Arc::new(sealer)),
     }
 }

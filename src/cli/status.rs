@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::account;
 use crate::config::{Config, Credential};
-use crate::credential::State;
+use crate::credential::{State, token_file};
 use crate::store::{Kind, Tally};
 
 /// Show which credential each route sends, and the state of people's connections
@@ -138,7 +138,8 @@ fn file_state(path: &std::path::Path) -> String {
             let written = written.map_or_else(String::new, |time| {
                 format!(", written {}", time.strftime("%Y-%m-%dT%H:%M:%SZ"))
             });
-            format!("{}{written}", path.display())
+            let trouble = token_file::trouble(path).map_or_else(String::new, |trouble| format!(": {trouble}"));
+            format!("{}{written}{trouble}", path.display())
         }
         Err(error) => format!("{} can't be read: {error}", path.display()),
     }
@@ -203,6 +204,23 @@ fn table(lines: &[Line]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_file_is_read_and_not_only_found() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let state = |text: &str| {
+            std::fs::write(file.path(), text).expect("written");
+            file_state(file.path())
+        };
+        assert!(state("").ends_with(" is empty"));
+        let half = state("{\"access_token\": \"secret");
+        assert!(half.ends_with(": the token file holds neither a JSON object with access_token nor one bare token"));
+        assert!(!half.contains("secret"));
+        let whole = state("{\"access_token\": \"secret\"}");
+        assert!(whole.contains(", written ") && whole.ends_with('Z'), "{whole}");
+        let directory = tempfile::tempdir().expect("a directory");
+        assert!(file_state(directory.path()).ends_with(": the token file is no regular file"));
+    }
 
     #[test]
     fn people_are_counted_by_state_and_route() {

@@ -68,7 +68,7 @@ pub(super) async fn ask(
     health::note(route, &answer);
     answer.inspect_err(|error| {
         route.credential_failure(grant, error.reason());
-        tracing::warn!(grant, %error, "a token endpoint gave no token");
+        tracing::warn!(grant, endpoint = %endpoint.url(), %error, "a token endpoint gave no token");
     })
 }
 

@@ -84,7 +84,7 @@ pub enum CredentialError {
     #[error("the claims to be copied into the assertion are larger than 8 KiB; copy fewer")]
     TooMuch,
     /// The issuer said no (4xx), with one of the registered error codes or `other`.
-    #[error("the token endpoint refused: {error}")]
+    #[error("the token endpoint refused: {error}{}", crate::oauth::hint(error))]
     Rejected { error: &'static str },
     /// No answer: refused, timed out, TLS, or a 5xx.
     #[error("the token endpoint can't be reached: {0}")]
@@ -92,6 +92,9 @@ pub enum CredentialError {
     /// An answer that can't be used.
     #[error("the token endpoint's answer can't be used: {0}")]
     Malformed(&'static str),
+    /// The route's token file is of no use.
+    #[error("the route's token file {0}; see /status on the admin port")]
+    File(&'static str),
     /// The caller has to connect the route's upstream to their own account there, or to do so again.
     #[error("{0}")]
     NotConnected(NotConnected),
@@ -151,6 +154,7 @@ impl CredentialError {
             Self::Rejected { error } => error,
             Self::Unreachable(_) => "unreachable",
             Self::Malformed(_) => "malformed",
+            Self::File(_) => "token_file",
             Self::NotConnected(lacking) => match lacking.reason {
                 NotConnectedReason::Missing => "not_connected",
                 NotConnectedReason::NeedsAuth => "needs_auth",

@@ -48,7 +48,7 @@ pub enum CallbackError {
     Large,
     #[error("{0} stands in the answer twice")]
     Twice(&'static str),
-    #[error("the answer is not to this login: its state is another")]
+    #[error("the answer is not to this login: its state is another, or was cut off")]
     State,
     #[error("the issuer says that it names itself in its answers, and this one names none")]
     NoIssuer,

@@ -83,7 +83,7 @@ pub enum AuthMethod {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// The issuer said no (4xx), with one of the registered error codes or `other`.
-    #[error("the token endpoint refused: {error}")]
+    #[error("the token endpoint refused: {error}{}", hint(error))]
     Rejected { error: &'static str },
     /// No answer: refused, timed out, TLS, or a 5xx.
     #[error("the token endpoint can't be reached: {0}")]
@@ -91,6 +91,14 @@ pub enum TokenError {
     /// An answer that can't be used.
     #[error("the token endpoint's answer can't be used: {0}")]
     Malformed(&'static str),
+}
+
+/// What an error code leaves people to guess.
+pub(crate) fn hint(error: &str) -> &'static str {
+    match error {
+        "invalid_client" => " (the issuer doesn't know the gateway's client_id, or not with these credentials)",
+        _ => "",
+    }
 }
 
 impl TokenError {

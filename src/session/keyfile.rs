@@ -36,10 +36,21 @@ pub struct KeyFileWarning {
     cause: io::Error,
 }
 
+impl KeyFileWarning {
+    /// The same for who can't do without the file.
+    pub fn unusable(&self) -> String {
+        format!(
+            "state.directory {}: {}; no key was changed; see to its owner and mode",
+            self.directory.display(),
+            self.cause
+        )
+    }
+}
+
 /// A key file that can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    #[error("{}: others may read it (mode {mode:04o}); `chmod 600` it, or remove it to end all sessions", .path.display())]
+    #[error("{}: others may read it (mode {mode:04o}); `chmod 600` it, or remove it to have a new one made and to lose what was sealed", .path.display())]
     TooOpen { path: PathBuf, mode: u32 },
     #[error(
         "{}: not one to 8 seal keys (base64 of 32 bytes, one a line); restore it, or remove it to have a new one made and to lose what was sealed",

@@ -17,7 +17,9 @@ pub struct StoreError {
 /// Why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    #[error("the database can't be reached ({0}); nothing is lost, and it is tried again with the next call")]
+    #[error(
+        "the database can't be reached ({0}); nothing is lost; see that it runs where state.database says. A running gateway tries again with the next call"
+    )]
     Unreachable(String),
     #[error("no answer within 5 s; see whether the database or its disk is overloaded")]
     Slow,

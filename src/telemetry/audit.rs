@@ -73,6 +73,8 @@ pub struct AuditLine<'a> {
     pub subject: Option<&'a str>,
     #[serde(serialize_with = "cut_some", skip_serializing_if = "Option::is_none")]
     pub client: Option<&'a str>,
+    /// Empty: it is about no route.
+    #[serde(skip_serializing_if = "str::is_empty")]
     pub route: &'a str,
     #[serde(serialize_with = "cut")]
     pub method: &'a str,

@@ -63,6 +63,8 @@ impl Stamp {
 pub(super) enum FileError {
     #[error("the token file can't be read: {0}")]
     Read(io::ErrorKind),
+    #[error("the token file is no regular file")]
+    NoFile,
     #[error("the token file is larger than 64 KiB")]
     Large,
     #[error("the token file holds neither a JSON object with access_token nor one bare token")]
@@ -94,7 +96,7 @@ pub(super) fn read(path: &Path) -> Result<Content, FileError> {
         .map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     if !metadata.is_file() {
-        return Err(FileError::Read(io::ErrorKind::InvalidInput));
+        return Err(FileError::NoFile);
     }
     let mut bytes = Zeroizing::new(Vec::new());
     (&file).take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
@@ -342,10 +344,7 @@ mod tests {
         );
         assert_eq!(parsed(&"x".repeat(MAX_FILE as usize + 1)).err(), Some(FileError::Large));
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(
-            read(directory.path()).err(),
-            Some(FileError::Read(io::ErrorKind::InvalidInput))
-        );
+        assert_eq!(read(directory.path()).err(), Some(FileError::NoFile));
         let missing = read(&directory.path().join("none")).err();
         assert_eq!(missing, Some(FileError::Read(io::ErrorKind::NotFound)));
     }

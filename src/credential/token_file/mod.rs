@@ -170,8 +170,9 @@ impl TokenFile {
 
     /// The credential of one call.
     pub(crate) async fn credential(self: &Arc<Self>) -> Result<OutboundCredential, CredentialError> {
-        let unusable = CredentialError::Malformed("the token file; see /status on the admin port");
-        let held = self.look().ok_or(unusable)?;
+        let Some(held) = self.look() else {
+            return Err(self.unusable("holds no token"));
+        };
         let now = self.clock.now();
         if held.due().is_none_or(|due| now < due) {
             return Ok(self.outbound(&held));
@@ -184,9 +185,7 @@ impl TokenFile {
             return Ok(self.outbound(&held));
         }
         if !self.can_refresh(&held) {
-            return Err(CredentialError::Unreachable(
-                "the file's token is over, and nobody has renewed it",
-            ));
+            return Err(self.unusable("holds a token that is over, and nobody has renewed it"));
         }
         if !waits {
             self.renew(&held).await?;
@@ -197,6 +196,12 @@ impl TokenFile {
                 "the last refresh failed; see /status on the admin port",
             )),
         }
+    }
+
+    fn unusable(&self, why: &'static str) -> CredentialError {
+        let error = CredentialError::File(why);
+        self.metrics.credential_failure(KIND, error.reason());
+        error
     }
 
     /// What operators see.
@@ -277,7 +282,7 @@ impl TokenFile {
         let Some(refresh) = self.refresh.clone() else {
             return Ok(());
         };
-        let unwritten = || CredentialError::Unreachable("the token file, which doesn't have the last pair yet");
+        let unwritten = || CredentialError::File("doesn't have the last pair yet");
         self.memory().stamp = None;
         self.look();
         if self.memory().spent.is_some() {
@@ -288,7 +293,7 @@ impl TokenFile {
         let lock = loop {
             let lock = Lock::take(&self.path).map_err(|error| {
                 tracing::error!(path = %self.path.display(), %error, "the token file can't be locked, and isn't refreshed");
-                CredentialError::Unreachable("the token file's lock")
+                CredentialError::File("can't be locked, and isn't refreshed")
             })?;
             if let Some(lock) = lock {
                 break lock;
@@ -309,7 +314,7 @@ impl TokenFile {
         if self.look().is_none_or(|held| held.tokens != old.tokens) {
             return Ok(());
         }
-        let content = file::read(&self.path).map_err(|_| CredentialError::Unreachable("the token file"))?;
+        let content = file::read(&self.path).map_err(|_| CredentialError::File("can't be read"))?;
         if content.tokens != old.tokens {
             return Err(unwritten());
         }
@@ -412,6 +417,11 @@ impl TokenFile {
     }
 }
 
+/// Why a file holds no tokens, for people.
+pub(crate) fn trouble(path: &Path) -> Option<String> {
+    file::read(path).err().map(|error| error.to_string())
+}
+
 /// The login's issuer is found first, on whichever host it lives (r30).
 async fn renewed(login: &Login, tokens: TokenSet) -> Result<TokenSet, TokenError> {
     let grant = login.grant_of(tokens).await.map_err(|error| match error {
@@ -441,7 +451,11 @@ impl Memory {
             }
             Err(error) => {
                 if self.file_trouble.as_ref() != Some(&error) {
-                    tracing::error!(path = %path.display(), %error, "the token file can't be used; what it held before stays in use");
+                    let meanwhile = match self.held {
+                        Some(_) => "what it held before stays in use",
+                        None => "calls are refused until it holds a token",
+                    };
+                    tracing::error!(path = %path.display(), %error, "the token file can't be used; {meanwhile}");
                 }
                 // Looked at again with every request: it is in somebody's hands.
                 self.stamp = None;

@@ -166,7 +166,7 @@ async fn a_file_that_comes_later_is_found() {
     let setup = Setup::new(&tokens("0", NOW), false);
     fs::remove_file(setup.path()).unwrap();
     let file = setup.other();
-    assert!(matches!(token(&file).await, Err(CredentialError::Malformed(_))));
+    assert!(matches!(token(&file).await, Err(CredentialError::File(_))));
     assert_eq!(file.health().state, State::NeedsAuth);
     setup.rewrite("here");
     assert_eq!(token(&file).await.unwrap(), "Bearer here");

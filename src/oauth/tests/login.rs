@@ -199,7 +199,7 @@ async fn answers_of_somebody_else_bring_no_token() {
         ),
         (
             format!("code=c&state=other&iss={iss}"),
-            "the answer is not to this login: its state is another",
+            "the answer is not to this login: its state is another, or was cut off",
         ),
         (
             format!("error=access_denied&error_description=No%21&state=STATE&iss={iss}"),
@@ -432,7 +432,10 @@ async fn a_registration_is_made_anew_when_its_secret_ends_or_its_issuer_forgets_
     let begun = login.begin(&[]).await.unwrap();
     let answer = scene.answer(&begun);
     let error = login.finish(begun.pending, &answer).await.err().unwrap();
-    assert_eq!(error.to_string(), "the token endpoint refused: invalid_client");
+    assert_eq!(
+        error.to_string(),
+        "the token endpoint refused: invalid_client (the issuer doesn't know the gateway's client_id, or not with these credentials)"
+    );
     assert_eq!(id().await, "c3");
 
     // The authorization endpoint doesn't, and tells the person only: nobody comes back.
