@@ -119,6 +119,19 @@ impl ConnectError {
 }
 
 impl What {
+    /// Whether it is the visitor's affair, or that of the site they came from.
+    pub fn is_visitors(self) -> bool {
+        !matches!(
+            self,
+            Self::SignInUnusable
+                | Self::IssuerUnavailable
+                | Self::LoginUnusable
+                | Self::LoginUnavailable
+                | Self::StoreUnavailable
+                | Self::AuditStalled
+        )
+    }
+
     /// A bounded label, for the audit log and the counts.
     pub fn reason(self) -> &'static str {
         match self {

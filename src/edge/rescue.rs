@@ -122,7 +122,13 @@ async fn record(audit: &Audit, journey: &Journey, rejection: &Rejection) {
         Rejection::MethodNotAllowed { .. } => "method",
         Rejection::Limited(limited) => limited.limit.label(),
         Rejection::Connect { error, .. } => {
-            tracing::info!(request_id = journey.request_id.as_str(), %error, "a page was refused");
+            let request_id = journey.request_id.as_str();
+            let at = error.at.as_deref().unwrap_or_default();
+            match error.what.is_visitors() {
+                true => tracing::info!(request_id, at, %error, "a page was refused"),
+                // Nobody but the operator can help.
+                false => tracing::warn!(request_id, at, %error, "a page can't be had"),
+            }
             error.what.reason()
         }
         // Counted; a line each would be the next load.

@@ -386,7 +386,7 @@ mod tests {
         let (done, waiting) = std::sync::mpsc::channel();
         std::thread::spawn(move || done.send(read(&path).err()));
         let error = waiting.recv_timeout(Duration::from_secs(5)).expect("it doesn't wait");
-        assert_eq!(error, Some(FileError::Read(io::ErrorKind::InvalidInput)));
+        assert_eq!(error, Some(FileError::NoFile));
     }
 
     #[test]
