@@ -55,6 +55,7 @@ fn gate(dpop: Dpop) -> Gate {
         implies: Default::default(),
         scope_upgrade_endpoint: None,
         dpop: Some(dpop),
+        login: None,
     };
     let (roles, clock) = (Arc::new(Roles::default()), Clock::fixed(NOW));
     Gate {

@@ -65,6 +65,7 @@ static GATE: LazyLock<Gate> = LazyLock::new(|| {
         implies: Default::default(),
         scope_upgrade_endpoint: None,
         dpop: None,
+        login: None,
     };
     let (roles, clock) = (Arc::new(Roles::default()), Clock::fixed(NOW));
     Gate {

@@ -32,6 +32,7 @@ fuzz_target!(|document: &[u8]| {
         implies: Default::default(),
         scope_upgrade_endpoint: None,
         dpop: None,
+        login: None,
     };
     let (roles, clock) = (Arc::new(Roles::default()), Clock::fixed(1));
     let built = Authenticator::new(&[Arc::new(identity)], roles, clock, Arc::new(|_| {}));
