@@ -60,7 +60,7 @@ impl Store {
         self.fit(&[("the lease's name", name)])?;
         let sql = match &self.0.pool {
             Pool::Sqlite { .. } => acquire!(sqlite),
-            Pool::Postgres(_) => acquire!(postgres),
+            Pool::Postgres { .. } => acquire!(postgres),
         };
         let mut holder = [0; 16];
         rand::fill(&mut holder).expect("the system's random generator works");
@@ -90,7 +90,7 @@ impl Store {
     pub(super) async fn sweep_leases(&self) -> Result<(), StoreError> {
         let sql = match &self.0.pool {
             Pool::Sqlite { .. } => sweep!(sqlite),
-            Pool::Postgres(_) => sweep!(postgres),
+            Pool::Postgres { .. } => sweep!(postgres),
         };
         on!(self, pool => sqlx::query(sql).execute(pool).await.map(|_| ())).await
     }

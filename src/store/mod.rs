@@ -29,6 +29,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use aws_lc_rs::rand;
 use sqlx::{PgPool, SqlitePool};
+use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
 pub use error::{Fault, StoreError};
@@ -144,7 +145,12 @@ enum Pool {
         /// Says to other processes that the file is in use, while it lives.
         _in_use: sqlite::InUse,
     },
-    Postgres(PgPool),
+    Postgres {
+        pool: PgPool,
+        /// Set once the tables are there. A server that is away when the gateway starts has them looked at by who comes first
+        /// when it is back.
+        ready: OnceCell<()>,
+    },
 }
 
 /// Does one work on whichever database there is, within [`LIMIT`].
@@ -153,7 +159,7 @@ macro_rules! on {
         $store.bounded(async {
             match &$store.0.pool {
                 crate::store::Pool::Sqlite { pool: $pool, .. } => $work,
-                crate::store::Pool::Postgres($pool) => $work,
+                crate::store::Pool::Postgres { pool: $pool, .. } => $work,
             }
         })
     };
@@ -184,7 +190,7 @@ impl Store {
     pub fn put_aside(&self) -> Option<&Path> {
         match &self.0.pool {
             Pool::Sqlite { put_aside, .. } => put_aside.as_deref(),
-            Pool::Postgres(_) => None,
+            Pool::Postgres { .. } => None,
         }
     }
 
@@ -192,7 +198,7 @@ impl Store {
     pub async fn close(&self) {
         match &self.0.pool {
             Pool::Sqlite { pool, .. } => pool.close().await,
-            Pool::Postgres(pool) => pool.close().await,
+            Pool::Postgres { pool, .. } => pool.close().await,
         }
     }
 
@@ -442,10 +448,14 @@ impl Store {
     }
 
     async fn bounded<T>(&self, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
-        match tokio::time::timeout(LIMIT, work).await {
-            Ok(done) => done.map_err(|error| self.error(error.into())),
-            Err(_) => Err(self.error(Fault::Slow)),
-        }
+        let work = async {
+            if let Pool::Postgres { pool, ready } = &self.0.pool {
+                ready.get_or_try_init(|| schema::of_postgres(pool)).await?;
+            }
+            Ok(work.await?)
+        };
+        let done = tokio::time::timeout(LIMIT, work).await;
+        done.unwrap_or(Err(Fault::Slow)).map_err(|fault| self.error(fault))
     }
 }
 

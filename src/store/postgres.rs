@@ -2,7 +2,8 @@
 //!
 //! 1. Without `sslmode` in its URL a server that isn't on this machine must show a certificate of its name that verifies;
 //!    the environment (`PGSSLMODE`) doesn't change that. `sslrootcert=FILE` names a private authority.
-//! 2. A connection that broke is replaced with the next call; each is tried before it is used.
+//! 2. A server that is away when the gateway starts holds up nobody who doesn't need it: every call tries again.
+//! 3. A connection that broke is replaced with the next call; each is tried before it is used.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use sqlx::Executor;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
+use tokio::sync::OnceCell;
 use url::Url;
 
 use super::error::{Fault, StoreError};
@@ -33,11 +35,16 @@ pub(super) async fn open(url: &Secret) -> Result<(Pool, Arc<str>), StoreError> {
         .acquire_timeout(PATIENCE)
         .after_connect(|connection, _| Box::pin(async move { connection.execute(SESSION).await.map(|_| ()) }))
         .connect_lazy_with(options);
-    let migrated = tokio::time::timeout(LIMIT, schema::of_postgres(&pool)).await;
-    match migrated.unwrap_or(Err(Fault::Slow)) {
-        Ok(()) => Ok((Pool::Postgres(pool), place)),
-        Err(fault) => Err(StoreError { place, fault }),
+    let ready = OnceCell::new();
+    let migrated = tokio::time::timeout(LIMIT, ready.get_or_try_init(|| schema::of_postgres(&pool))).await;
+    match migrated.unwrap_or(Err(Fault::Slow)).map(drop) {
+        Err(fault @ (Fault::Unreachable(_) | Fault::Slow | Fault::Busy)) => {
+            tracing::error!(place = &*place, %fault, "routes whose credentials are kept there answer 502 meanwhile");
+        }
+        Err(fault) => return Err(StoreError { place, fault }),
+        Ok(()) => {}
     }
+    Ok((Pool::Postgres { pool, ready }, place))
 }
 
 fn options(url: &Secret) -> Result<PgConnectOptions, Fault> {
