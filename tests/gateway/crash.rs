@@ -2,20 +2,30 @@
 //!
 //! `keys rotate` writes everything there is to write: directory, key file, database, tables, rows. It is run again and again
 //! with a preloaded library that kills it at its first change to a file, its second and so on, before the change and half way
-//! through, until it gets to its end.
+//! through, until it gets to its end. `connect` is killed in the same way where it changes a token file.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
+use http::Response;
+use http::header::CONTENT_TYPE;
 use portcullis::clock::Clock;
 use portcullis::config::{Database, State};
+use portcullis::edge::full;
 use portcullis::session::{Sealer, load_or_create};
 use portcullis::store::{Key, Kind, Store, When};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use url::Url;
+
+use super::upstream::Upstream;
+use crate::commands::portcullis;
 
 const CONFIG: &str = "listen: {address: \"127.0.0.1:0\"}
 state: {directory: state}
@@ -199,6 +209,117 @@ async fn killed_at_any_write_a_first_start_can_be_made_again() {
                 break;
             }
         }
+    }
+}
+
+/// Logs in for everybody, from a terminal; how that ended, and what it said.
+async fn connect(directory: &Path, kill: &[(&str, &str)]) -> (ExitStatus, String) {
+    let mut child = portcullis(directory, &["connect", "notes"])
+        .stdin(Stdio::piped())
+        .envs(kill.iter().copied())
+        .spawn()
+        .expect("the binary runs");
+    let ended = async {
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped")).lines();
+        if let Some(line) = stdout.next_line().await.expect("UTF-8") {
+            let address = Url::parse(&line).expect("an address");
+            let state = address.query_pairs().find(|(name, _)| name == "state");
+            let pasted = format!("/connect/callback?code=c&state={}\n", state.expect("a state").1);
+            let mut stdin = child.stdin.take().expect("piped");
+            stdin.write_all(pasted.as_bytes()).await.expect("it reads");
+        }
+        let mut talk = String::new();
+        let mut stderr = child.stderr.take().expect("piped");
+        stderr.read_to_string(&mut talk).await.expect("UTF-8");
+        (child.wait().await.expect("it ends"), talk)
+    };
+    tokio::time::timeout(Duration::from_secs(20), ended)
+        .await
+        .expect("soon")
+}
+
+/// The names in a directory; nobody else can read what they are of.
+fn own_names(directory: &Path) -> BTreeSet<String> {
+    let names = directory.read_dir().unwrap().map(|entry| {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        assert_eq!(entry.metadata().unwrap().mode() & 0o777, 0o600, "{name}");
+        name
+    });
+    names.collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r17_killed_at_any_write_a_login_leaves_the_token_file_whole() {
+    let library = library();
+    let new = json!({"access_token": "new", "token_type": "Bearer", "refresh_token": "new-refresh"});
+    let issuer = Upstream::undiscovered(move |_| {
+        let mut answer = Response::new(full(new.to_string()));
+        let json = "application/json".parse().unwrap();
+        answer.headers_mut().insert(CONTENT_TYPE, json);
+        async move { answer }
+    })
+    .await;
+    let old = json!({"access_token": "old", "refresh_token": "old-refresh", "account": "ops"});
+    let new = json!({"access_token": "new", "refresh_token": "new-refresh", "account": "ops"});
+    let settled = BTreeSet::from(["tokens.json", "tokens.json.lock"].map(str::to_owned));
+    let work = tempfile::tempdir().unwrap();
+    let shared = work.path().canonicalize().unwrap().join("shared");
+    let config = format!(
+        "listen: {{address: \"127.0.0.1:0\", public_url: \"http://127.0.0.1:1\"}}\nstate: {{directory: state}}\nroutes:\n\
+         \x20 notes:\n    path: /notes/mcp\n    anonymous: true\n    upstream: \"http://127.0.0.1:1/mcp\"\n    \
+         credential: {{token_file: {{path: {path:?}, issuer: \"{issuer}\", authorization_endpoint: \"{issuer}/authorize\", \
+         token_endpoint: \"{issuer}/token\", client_id: gate, client_secret: service-secret}}}}\n",
+        path = shared.join("tokens.json"),
+        issuer = format_args!("http://{}", issuer.address),
+    );
+    fs::write(work.path().join("portcullis.yaml"), config).unwrap();
+
+    for half in [false, true] {
+        let mut seen = BTreeSet::new();
+        let mut points = 0;
+        loop {
+            points += 1;
+            assert!(points < MOST);
+            let _ = fs::remove_dir_all(&shared);
+            fs::create_dir(&shared).unwrap();
+            let path = shared.join("tokens.json");
+            fs::write(&path, old.to_string()).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            let at = points.to_string();
+            let mut kill = vec![
+                ("LD_PRELOAD", library.to_str().unwrap()),
+                ("KILL_UNDER", shared.to_str().unwrap()),
+                ("KILL_AT", &at),
+            ];
+            if half {
+                kill.push(("KILL_HALF", "1"));
+            }
+            let (status, talk) = connect(work.path(), &kill).await;
+            let killed = status.signal() == Some(9);
+            assert!(killed || status.success(), "{status}: {talk}");
+            let read = || -> Value { serde_json::from_slice(&fs::read(&path).unwrap()).expect("it is whole") };
+            let left = read();
+            assert!(left == old || left == new, "point {points}: {left}");
+            let names = own_names(&shared);
+            let aside = names.iter().any(|name| name.ends_with(".new"));
+            seen.insert((aside, left == new));
+            // And it can be carried on with; what was left aside, which may hold tokens, doesn't stay.
+            if killed {
+                let (status, talk) = connect(work.path(), &[]).await;
+                assert!(status.success(), "{talk}");
+            }
+            assert_eq!(read(), new);
+            assert_eq!(own_names(&shared), settled, "point {points}");
+            if !killed {
+                break;
+            }
+        }
+        assert!(points > 7, "{points} points: is the library at work?");
+        // Before anything is written, before the rename, after it.
+        let all = [(false, false), (true, false), (false, true)];
+        assert_eq!(seen, BTreeSet::from(all), "half: {half}");
+        println!("{points} points, half: {half}");
     }
 }
 

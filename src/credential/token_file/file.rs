@@ -22,6 +22,8 @@ use crate::secret::Secret;
 
 const MAX_FILE: u64 = 64 * 1024;
 const MAX_TOKEN: usize = 16 * 1024;
+/// No other program calls what it writes aside so.
+const ASIDE: &str = ".portcullis.new";
 /// A file changed so lately may change again without its times telling.
 const UNSETTLED: Duration = Duration::from_secs(2);
 
@@ -233,13 +235,18 @@ pub(super) fn make(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// tmp -> flush -> rename -> flush the directory.
+/// tmp -> flush -> rename -> flush the directory. Of who has the lock.
 fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     // What a link points to is replaced, not the link.
     let path = fs::canonicalize(path)?;
     let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let new = beside(&path, &format!(".{}.new", crate::oauth::client::unique()));
+    let new = beside(&path, ASIDE);
     let written = (|| {
+        // What a writer left behind that died may hold tokens.
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
         file.write_all(bytes)?;
         file.set_permissions(fs::Permissions::from_mode(mode | 0o600))?;
@@ -360,8 +367,8 @@ mod tests {
         .unwrap();
         fs::set_permissions(&real, fs::Permissions::from_mode(0o644)).unwrap();
         std::os::unix::fs::symlink(&real, &path).unwrap();
-        // What a process left behind that died between writing and renaming harms nobody.
-        fs::write(beside(&real, ".abc.new"), "{\"access_tok").unwrap();
+        // A process left this behind that died between writing and renaming.
+        fs::write(beside(&real, ASIDE), "{\"access_tok").unwrap();
         let content = read(&path).unwrap();
         let mut tokens = content.tokens.clone();
         (tokens.access_token, tokens.expires_at) = (Secret::new("b"), Some(99));
@@ -374,7 +381,7 @@ mod tests {
         assert!(fs::symlink_metadata(&path).unwrap().is_symlink());
         assert!(read(&path).unwrap().tokens == tokens);
         let left = fs::read_dir(directory.path()).unwrap().count();
-        assert_eq!(left, 3, "no file of ours is left over");
+        assert_eq!(left, 2, "no file of ours is left over");
     }
 
     #[test]
