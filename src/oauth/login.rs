@@ -144,7 +144,7 @@ impl Login {
             },
         )?;
         Ok(Self {
-            registrar: Registrar::new(config, public_url, store, clock.clone()),
+            registrar: Registrar::new(config, upstream, public_url, store, clock.clone()),
             redirect_uri: registration::redirect_uri(public_url),
             config: config.clone(),
             discovery,

@@ -1,8 +1,9 @@
 //! The client that a login is begun with, and the memory of those that issuers registered.
 //!
 //! 1. A configured client's secret isn't written down with a grant; it is the configuration's at the time.
-//! 2. A registration is remembered for its issuer, redirect URI and way to authenticate; of two replicas that register at
-//!    once one's is taken by both.
+//! 2. A registration is remembered for its issuer, upstream, redirect URI and way to authenticate; of two replicas that
+//!    register at once one's is taken by both. An issuer that remembers a person's consent remembers it for the client: were
+//!    it the same for two upstreams, one that lies about its issuer would get by without asking.
 //! 3. One that its issuer doesn't know (`invalid_client`), or whose secret ends soon, is replaced at the next login. So is
 //!    one that [`DOUBTS`] logins in a row were begun with and none was finished: an issuer that has forgotten a client tells
 //!    the person, not the gateway.
@@ -10,11 +11,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use aws_lc_rs::digest;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
-use url::Url;
+use url::{Position, Url};
 use zeroize::Zeroizing;
 
 use super::discovery::Provider;
@@ -42,6 +46,8 @@ pub(super) struct Registrar {
     configured: Option<config::Client>,
     registration: Registration,
     public_url: String,
+    /// A digest of the upstream's URL.
+    upstream: String,
     store: Store,
     clock: Clock,
     /// One registration at a time.
@@ -64,8 +70,17 @@ impl Registered {
 }
 
 impl Registrar {
-    pub(super) fn new(config: &config::Connection, public_url: &str, store: Store, clock: Clock) -> Self {
+    pub(super) fn new(
+        config: &config::Connection,
+        upstream: &config::Upstream,
+        public_url: &str,
+        store: Store,
+        clock: Clock,
+    ) -> Self {
+        let url = upstream.urls.first().map_or("", |url| &url[..Position::AfterPath]);
+        let digest = digest::digest(&digest::SHA256, url.as_bytes());
         Self {
+            upstream: URL_SAFE_NO_PAD.encode(digest),
             configured: config.client.clone(),
             registration: config.registration,
             public_url: public_url.to_owned(),
@@ -216,14 +231,15 @@ impl Registrar {
         Ok(())
     }
 
-    /// A registration holds for one redirect URI and for the way to authenticate that was asked for.
+    /// A registration holds for one upstream, one redirect URI and for the way to authenticate that was asked for.
     fn row_id(&self, auth: AuthMethod) -> String {
         let auth = match auth {
             AuthMethod::ClientSecretBasic => "client_secret_basic",
             AuthMethod::ClientSecretPost => "client_secret_post",
             _ => "none",
         };
-        format!("{} {auth}", registration::redirect_uri(&self.public_url))
+        let redirect_uri = registration::redirect_uri(&self.public_url);
+        format!("{redirect_uri} {auth} {}", self.upstream)
     }
 }
 

@@ -390,6 +390,17 @@ async fn a_registration_is_remembered_for_its_issuer() {
     scene.login_at("https://other.test", &bare()).begin(&[]).await.unwrap();
     assert_eq!(count(), 2);
 
+    // So is another upstream, whatever it says of itself.
+    let mut servers = scene.world.servers();
+    let alias = servers.urls[0].as_str().replace("127.0.0.1", "localhost");
+    let other = with(scene.world.prm(), "resource", json!(alias.split('?').next()));
+    scene.world.upstream.answers(PRM, 200, other);
+    servers.urls[0] = alias.parse().unwrap();
+    let login =
+        Login::new(&bare(), &servers, GATE, scene.store.clone(), scene.clock.clone()).expect("no files to read");
+    login.begin(&[]).await.unwrap();
+    assert_eq!(count(), 3);
+
     // SEP-2352: what one issuer gave isn't shown to the next.
     let second = super::super::testing::Peer::start().await;
     let metadata = scene.world.metadata().to_string();
