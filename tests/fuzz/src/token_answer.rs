@@ -26,7 +26,10 @@ fuzz_target!(|input: &[u8]| {
     ][usize::from(*pick) % 5];
     match token::read(body, NOW, requested) {
         Ok(answer) => {
-            let written: Value = serde_json::from_slice(body).expect("it is JSON");
+            // Members that nobody reads may hold what the second reader can't: half a character, a number without bounds.
+            let Ok(written) = serde_json::from_slice::<Value>(body) else {
+                return;
+            };
             let token = answer.tokens.access_token.expose();
             assert_eq!(written["access_token"], token);
             assert!(!token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()));
