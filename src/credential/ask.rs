@@ -7,6 +7,7 @@ use std::time::Instant;
 use http::HeaderValue;
 use zeroize::Zeroizing;
 
+use super::token_file::file;
 use super::{SetupError, health};
 use crate::clock::Clock;
 use crate::config;
@@ -20,9 +21,6 @@ use crate::telemetry::RouteMetrics;
 
 /// RFC 7523 section 2.1.
 pub(super) const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
-
-/// Largest token in a file, in bytes.
-const MAX_TOKEN: usize = 16 * 1024;
 
 /// The endpoint that the configuration spells out, and whose it is, if that is known. `place` is where it does, below
 /// the route's `credential`.
@@ -81,17 +79,14 @@ pub(super) fn bearer(tokens: &TokenSet) -> HeaderValue {
 }
 
 /// A token that others keep in a file.
-pub(super) fn token_in(file: &Path) -> Result<Watched<Secret>, String> {
-    let path: PathBuf = file.to_owned();
+pub(super) fn token_in(path: &Path) -> Result<Watched<Secret>, String> {
+    let own: PathBuf = path.to_owned();
     let read = move || {
-        let text = std::fs::read_to_string(&path).map_err(|error| format!("can't read {}: {error}", path.display()))?;
-        let text = Zeroizing::new(text);
-        let token = text.trim();
-        let good = (1..=MAX_TOKEN).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic());
-        match good {
-            true => Ok(Secret::new(token)),
-            false => Err(format!("{} holds no token", path.display())),
+        let (_, bytes) = file::bytes(&own).map_err(|error| format!("{}: {error}", own.display()))?;
+        match std::str::from_utf8(&bytes).map(str::trim) {
+            Ok(token) if file::is_token(token) => Ok(Secret::new(token)),
+            _ => Err(format!("{} holds no token", own.display())),
         }
     };
-    Watched::new(vec![file.to_owned()], read)
+    Watched::new(vec![path.to_owned()], read)
 }

@@ -474,13 +474,16 @@ impl Recover for Lent {
             if !new(&held.stored) {
                 return Ok(());
             }
-            let slot = connections.slot(place);
-            let noted = connections.note(place, &slot, &held.stored, |mut stored| {
-                stored.wanted = merged(stored.wanted, scopes.clone());
-                stored
-            });
-            if let Err(error) = noted.await {
-                tracing::error!(route = &*binding.route, %error, "the scopes an upstream wants can't be written down");
+            // Written once: an upstream that refuses every call doesn't cost a write each.
+            if merged(held.stored.wanted.clone(), scopes.clone()) != held.stored.wanted {
+                let slot = connections.slot(place);
+                let noted = connections.note(place, &slot, &held.stored, |mut stored| {
+                    stored.wanted = merged(stored.wanted, scopes.clone());
+                    stored
+                });
+                if let Err(error) = noted.await {
+                    tracing::error!(route = &*binding.route, %error, "the scopes an upstream wants can't be written down");
+                }
             }
             Err(binding.lacking(NotConnectedReason::MoreScopes { scopes: scopes.clone() }))
         })

@@ -6,7 +6,7 @@
 //! 3. Whoever refreshes holds a lock on a file beside it, over all processes that do so in this way.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -62,7 +62,7 @@ impl Stamp {
 
 /// Why a file holds no tokens; it may in a moment.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum FileError {
+pub(in crate::credential) enum FileError {
     #[error("the token file can't be read: {0}")]
     Read(io::ErrorKind),
     #[error("the token file is no regular file")]
@@ -87,8 +87,8 @@ pub(super) struct Content {
     mode: u32,
 }
 
-/// Reads a token file.
-pub(super) fn read(path: &Path) -> Result<Content, FileError> {
+/// A file that may hold tokens, whole: bounded, and never waited for.
+pub(in crate::credential) fn bytes(path: &Path) -> Result<(Metadata, Zeroizing<Vec<u8>>), FileError> {
     let unreadable = |error: io::Error| FileError::Read(error.kind());
     // A pipe without a writer would be waited for.
     let file = OpenOptions::new()
@@ -105,6 +105,12 @@ pub(super) fn read(path: &Path) -> Result<Content, FileError> {
     if bytes.len() as u64 > MAX_FILE {
         return Err(FileError::Large);
     }
+    Ok((metadata, bytes))
+}
+
+/// Reads a token file.
+pub(super) fn read(path: &Path) -> Result<Content, FileError> {
+    let (metadata, bytes) = bytes(path)?;
     let stamp = Stamp::of_metadata(&metadata);
     let modified = metadata.mtime().try_into().unwrap_or(0);
     let text = std::str::from_utf8(&bytes).map_err(|_| FileError::Unusable)?.trim();
@@ -124,7 +130,8 @@ pub(super) fn read(path: &Path) -> Result<Content, FileError> {
     })
 }
 
-fn is_token(text: &str) -> bool {
+/// Whether it can stand in a header.
+pub(in crate::credential) fn is_token(text: &str) -> bool {
     !text.is_empty() && text.len() <= MAX_TOKEN && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 

@@ -8,7 +8,7 @@
 //!    lock is kept meanwhile, so that nobody presents what is spent. What another program wrote during a refresh stays.
 //! 4. After `invalid_grant` nobody asks again until the file has another refresh token.
 
-mod file;
+pub(super) mod file;
 #[cfg(test)]
 mod tests;
 
