@@ -90,3 +90,27 @@ pub(super) fn token_in(path: &Path) -> Result<Watched<Secret>, String> {
     };
     Watched::new(vec![path.to_owned()], read)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_in_a_file_is_bounded_and_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("token");
+        std::fs::write(&path, "a.b.c\n").unwrap();
+        assert_eq!(token_in(&path).unwrap().current().expose(), "a.b.c");
+        for (content, why) in [
+            ("a".repeat(64 * 1024 + 1), "larger than 64 KiB"),
+            ("a".repeat(16 * 1024 + 1), "holds no token"),
+            ("two words".to_owned(), "holds no token"),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            let error = token_in(&path).err().expect("no token");
+            assert!(error.contains(why) && error.contains("/token"), "{error}");
+        }
+        let error = token_in(directory.path()).err().expect("no token");
+        assert!(error.contains("no regular file"), "{error}");
+    }
+}

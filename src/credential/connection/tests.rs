@@ -714,6 +714,13 @@ async fn more_scopes_are_asked_for_once() {
     assert_eq!(wants(&["write"]).await, more(&["write"]));
     assert_eq!(wants(&["read", "admin"]).await, more(&["read", "admin"]));
     assert_eq!(setup.state().await.wanted, ["write", "read", "admin"]);
+    let version = async || {
+        let place = Place::new("notes", &person("alice"));
+        setup.connections.read(&place).await.unwrap().expect("a row").0
+    };
+    let written = version().await;
+    assert_eq!(wants(&["write"]).await, more(&["write"]));
+    assert_eq!(version().await, written, "known already");
     assert_eq!(setup.token().await.unwrap(), "Bearer access-0", "other calls go on");
     // The person logged in again, with these, and didn't get them.
     setup
@@ -727,6 +734,9 @@ async fn more_scopes_are_asked_for_once() {
         let _ = wants(&[&format!("scope{n}")]).await;
     }
     assert_eq!(setup.state().await.wanted.len(), MAX_SCOPES);
+    let written = version().await;
+    assert_eq!(wants(&["one_more"]).await, more(&["one_more"]));
+    assert_eq!(version().await, written, "no room for it");
 }
 
 #[tokio::test]
