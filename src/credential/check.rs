@@ -33,6 +33,10 @@ impl Check<Audited> for CredentialCheck {
         match obtained {
             Ok(credential) => Ok(Funded { audited, credential }),
             Err(error) => {
+                // Counted here and not where it is looked for: who waits looks many times. Others count what they ask for.
+                if call.route.credential.login().is_some() {
+                    call.route.metrics.credential_failure("connection", error.reason());
+                }
                 let rejection = error.into();
                 fail(audited.endings, &rejection);
                 Err(rejection)

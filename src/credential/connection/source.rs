@@ -116,10 +116,6 @@ impl ConnectionSource {
     /// # Errors
     /// The person isn't connected, or their token can't be had.
     pub(crate) async fn credential(&self, principal: &Principal) -> Result<OutboundCredential, CredentialError> {
-        let obtained = self.connections.credential(&self.binding, principal).await;
-        obtained.inspect_err(|error| {
-            let metrics = self.connections.metrics.route(&self.binding.route);
-            metrics.credential_failure("connection", error.reason());
-        })
+        self.connections.credential(&self.binding, principal).await
     }
 }
